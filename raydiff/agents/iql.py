@@ -1,0 +1,154 @@
+"""Implicit Q-learning (Kostrikov et al. 2021): expectile values and advantage-weighted regression. Section H.2."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydiff.agents.api import Stage
+from raydiff.agents.networks import MLP, adam, minimize, soft_update
+from raydiff.agents.policy import PolicySpec, pack_policy
+from raydiff.agents.state import load_parts, save_parts
+from raydiff.config import LearnerConfig
+from raydiff.types import Batch, PolicyBlob
+
+# ---------------------------------------------------------------------------------------------------- config
+
+
+class IQL:
+    """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        observation_size: int,
+        action_size: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        seed: int,
+    ) -> None:
+        self.config, self.options = config, config.iql
+        self.spec = PolicySpec(
+            kind="gaussian", observation_size=observation_size, action_size=action_size, hidden=config.hidden
+        )
+        self.updates = 0
+        self._mean = observation_mean.to(config.device, torch.float32)
+        self._std = observation_std.to(config.device, torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        self._build_networks(generator)
+
+    def stages(self) -> list[Stage]:
+        return [Stage("train", self.config.updates)]
+
+    def begin_stage(self, name: str, table: Any) -> None:
+        if name != "train":
+            raise ValueError(f"IQL has one stage, train; {name} was begun")
+
+    # ------------------------------------------------------------------------------------------------ networks
+
+    def _build_networks(self, generator: torch.Generator) -> None:
+        config, inputs, actions = self.config, self.spec.observation_size, self.spec.action_size
+        self.actor = MLP((inputs, *config.hidden, actions), generator=generator, device=config.device)
+        self.log_std = torch.zeros(actions, device=config.device, requires_grad=True)
+        self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
+        self.critic_target = self.critic.copy()
+        self.value = MLP((inputs, *config.hidden, 1), generator=generator, device=config.device)
+        self.actor_optimizer = adam([self.actor.flat, self.log_std], config.learning_rate)
+        self.critic_optimizer = adam([self.critic.flat], config.learning_rate)
+        self.value_optimizer = adam([self.value.flat], config.learning_rate)
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    def value_loss(self, advantage: Tensor) -> Tensor:
+        """Expectile regression on ``advantage [B]``, target value less estimate: mean of ``|tau - 1[u < 0]| u^2``."""
+        weight = torch.where(advantage < 0, 1 - self.options.expectile, self.options.expectile)
+        return (weight * advantage.square()).mean()
+
+    def actor_loss(self, observation: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
+        """Log likelihood of the data's actions, weighted by the exponential of their advantage ``[B]``."""
+        weight = (self.options.beta * advantage).exp().clamp_max(self.options.advantage_clip)
+        log_std = self._clamped_log_std()
+        deviation = (action - self.actor(observation).tanh()) * (-log_std).exp()
+        log_likelihood = -(0.5 * deviation.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return -(weight * log_likelihood).mean()
+
+    def critic_loss(self, value: Tensor, target: Tensor) -> Tensor:
+        """Squared error of both critics ``[2, B]``: mean over the batch, summed over the two."""
+        return (value - target).square().sum() / len(target)
+
+    # ------------------------------------------------------------------------------------------------ update
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        observation = (batch.observation - self._mean) / self._std
+        next_observation = (batch.next_observation - self._mean) / self._std
+        state_action = torch.cat([observation, batch.action], -1)
+        with torch.no_grad():
+            estimate = self.critic_target(state_action).squeeze(-1).amin(0)
+        value_loss = self.update_value(observation, estimate)
+
+        with torch.no_grad():  # the actor and the critics use the new values
+            values = self.value(torch.cat([observation, next_observation])).squeeze(-1)
+            value, next_value = values.split(len(observation))
+        advantage = estimate - value
+        actor_loss = self.actor_loss(observation, batch.action, advantage)
+        self._anneal()
+        minimize(self.actor_optimizer, actor_loss, [self.actor.flat, self.log_std])
+
+        target = batch.reward + self.config.discount * (1 - batch.terminal) * next_value
+        critic_loss = self.critic_loss(self.critic(state_action).squeeze(-1), target)
+        minimize(self.critic_optimizer, critic_loss, [self.critic.flat])
+        soft_update(self.critic_target, self.critic, self.config.tau)
+
+        self.updates += 1
+        return {
+            "critic_loss": critic_loss.detach(),
+            "value": value.mean(),
+            "value_loss": value_loss.detach(),
+            "actor_loss": actor_loss.detach(),
+            "advantage": advantage.mean(),
+        }
+
+    def update_value(self, observation: Tensor, estimate: Tensor) -> Tensor:
+        """One step of the value network towards the expectile of ``estimate [B]`` at normalised observations."""
+        loss = self.value_loss(estimate - self.value(observation).squeeze(-1))
+        minimize(self.value_optimizer, loss, [self.value.flat])
+        return loss
+
+    def _anneal(self) -> None:
+        """The actor's learning rate falls to zero over the run, along a cosine."""
+        share = min(self.updates / self.config.updates, 1.0)
+        self.actor_optimizer.param_groups[0]["lr"] = self.config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+    # ------------------------------------------------------------------------------------------------ policy
+
+    def policy_blob(self, version: int) -> PolicyBlob:
+        log_std = self._clamped_log_std()
+        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std)
+
+    def _clamped_log_std(self) -> Tensor:
+        return self.log_std.clamp(self.options.log_std_min, self.options.log_std_max)
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return save_parts(self._parts(), self.updates)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.updates = load_parts(self._parts(), state)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "observation_mean": self._mean,
+            "observation_std": self._std,
+            "actor": self.actor,
+            "log_std": self.log_std,
+            "actor_optimizer": self.actor_optimizer,
+            "critic": self.critic,
+            "critic_target": self.critic_target,
+            "critic_optimizer": self.critic_optimizer,
+            "value": self.value,
+            "value_optimizer": self.value_optimizer,
+        }

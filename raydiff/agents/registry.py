@@ -1,0 +1,42 @@
+"""The learners by the name that configurations use: a new one is one file here and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from raydiff.agents.api import Agent
+from raydiff.agents.iql import IQL
+from raydiff.agents.td3_bc import TD3BC
+from raydiff.config import LearnerConfig
+
+STD_EPSILON = 1e-3
+"""Added to the standard deviation of observations (section 0.4)."""
+
+ALGORITHMS: dict[str, Callable[..., Agent]] = {
+    "td3_bc": TD3BC,
+    "iql": IQL,
+}
+
+
+def build_agent(
+    config: LearnerConfig,
+    observation_size: int,
+    action_size: int,
+    observation_mean: np.ndarray | torch.Tensor,
+    observation_std: np.ndarray | torch.Tensor,
+    seed: int,
+) -> Agent:
+    """The configured learner, its weights drawn from ``seed``. ``observation_mean`` and ``observation_std`` ``[S]``
+    are those of the real data and never change; without ``normalize_observations`` they are not used.
+    Raises ``ValueError`` when they do not have ``observation_size`` entries."""
+    mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (observation_mean, observation_std))
+    if mean.shape != (observation_size,) or std.shape != (observation_size,):
+        raise ValueError(f"statistics of {observation_size} observations are needed, got {mean.shape}, {std.shape}")
+    if config.normalize_observations:
+        std = std + STD_EPSILON
+    else:
+        mean, std = torch.zeros(observation_size), torch.ones(observation_size)
+    return ALGORITHMS[config.algorithm](config, observation_size, action_size, mean, std, seed)

@@ -1,0 +1,62 @@
+"""A learner's state as a flat dictionary of tensors, as safetensors files hold it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from raydiff.agents.networks import MLP
+
+Part = MLP | Tensor | torch.optim.Adam | torch.Generator
+
+
+def save_parts(parts: Mapping[str, Part], updates: int) -> dict[str, Tensor]:
+    """Copies of every tensor of the named parts, and the update counter ``[]`` int64 as ``updates``."""
+    state = {"updates": torch.tensor(updates)}
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            state[name] = part.get_state()
+        else:
+            state |= {key: tensor.detach().clone() for key, tensor in _tensors(name, part).items()}
+    return state
+
+
+def load_parts(parts: Mapping[str, Part], state: Mapping[str, Tensor]) -> int:
+    """Copy a saved state into the parts and return the update counter. Raises ``ValueError`` when names or shapes
+    differ; nothing has been changed then."""
+    live = {key: tensor for name, part in parts.items() for key, tensor in _tensors(name, part).items()}
+    generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
+    shapes = {key: tensor.shape for key, tensor in live.items()}
+    shapes |= {name: generator.get_state().shape for name, generator in generators.items()}
+    shapes["updates"] = torch.Size()
+    differing = sorted(
+        key
+        for key in shapes.keys() | state.keys()
+        if key not in shapes or key not in state or shapes[key] != state[key].shape
+    )
+    if differing:
+        raise ValueError(f"the saved state belongs to another learner: it differs in {', '.join(differing)}")
+    with torch.no_grad():
+        for key, tensor in live.items():
+            tensor.copy_(state[key])
+    for name, generator in generators.items():
+        generator.set_state(state[name].cpu())
+    return int(state["updates"])
+
+
+def _tensors(name: str, part: Part) -> dict[str, Tensor]:
+    """The live tensors of a part under their names; a random generator has none."""
+    if isinstance(part, torch.Generator):
+        return {}
+    if isinstance(part, Tensor):
+        return {name: part}
+    if isinstance(part, MLP):
+        return {name: part.flat}
+    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+    return {
+        f"{name}.{index}.{key}": tensor
+        for index, parameter in enumerate(parameters)
+        for key, tensor in part.state[parameter].items()
+    }

@@ -1,0 +1,131 @@
+"""TD3+BC (Fujimoto and Gu 2021): twin critics, a deterministic actor, and behaviour cloning. Section H.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydiff.agents.api import Stage
+from raydiff.agents.networks import MLP, adam, minimize, soft_update
+from raydiff.agents.policy import PolicySpec, pack_policy
+from raydiff.agents.state import load_parts, save_parts
+from raydiff.config import LearnerConfig
+from raydiff.types import Batch, PolicyBlob
+
+# ---------------------------------------------------------------------------------------------------- config
+
+
+class TD3BC:
+    """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        observation_size: int,
+        action_size: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        seed: int,
+    ) -> None:
+        self.config, self.options = config, config.td3_bc
+        self.spec = PolicySpec(
+            kind="deterministic", observation_size=observation_size, action_size=action_size, hidden=config.hidden
+        )
+        self.updates = 0
+        self._mean = observation_mean.to(config.device, torch.float32)
+        self._std = observation_std.to(config.device, torch.float32)
+        self._metrics: dict[str, Tensor] = {}
+        generator = torch.Generator().manual_seed(seed)
+        self._build_networks(generator)
+        self._noise = torch.Generator(config.device)
+        self._noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+    def stages(self) -> list[Stage]:
+        return [Stage("train", self.config.updates)]
+
+    def begin_stage(self, name: str, table: Any) -> None:
+        if name != "train":
+            raise ValueError(f"TD3+BC has one stage, train; {name} was begun")
+
+    # ------------------------------------------------------------------------------------------------ networks
+
+    def _build_networks(self, generator: torch.Generator) -> None:
+        config, inputs, actions = self.config, self.spec.observation_size, self.spec.action_size
+        self.actor = MLP((inputs, *config.hidden, actions), generator=generator, device=config.device)
+        self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
+        self.actor_target, self.critic_target = self.actor.copy(), self.critic.copy()
+        self.actor_optimizer = adam([self.actor.flat], config.learning_rate)
+        self.critic_optimizer = adam([self.critic.flat], config.learning_rate)
+
+    # ------------------------------------------------------------------------------------------------ losses
+
+    @torch.no_grad()
+    def target_value(self, reward: Tensor, next_observation: Tensor, terminal: Tensor) -> Tensor:
+        """Bootstrapped value ``[B]`` with target policy smoothing and the smaller of two target critics."""
+        action = self.actor_target(next_observation).tanh_()
+        noise = torch.empty_like(action).normal_(0, self.options.policy_noise, generator=self._noise)
+        action += noise.clamp_(-self.options.noise_clip, self.options.noise_clip)
+        value = self.critic_target(torch.cat([next_observation, action.clamp_(-1, 1)], -1)).squeeze(-1).amin(0)
+        return reward + self.config.discount * (1 - terminal) * value
+
+    def critic_loss(self, value: Tensor, target: Tensor) -> Tensor:
+        """Squared error of both critics ``[2, B]``: mean over the batch, summed over the two."""
+        return (value - target).square().sum() / len(target)
+
+    def actor_loss(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The value of the policy's actions in units of its size, against the distance to the data's actions; and
+        that distance alone."""
+        own = self.actor(observation).tanh()
+        value = self.critic.head(0, torch.cat([observation, own], -1))
+        scale = self.options.alpha / value.detach().abs().mean()
+        cloning = (own - action).square().mean()
+        return cloning - scale * value.mean(), cloning
+
+    # ------------------------------------------------------------------------------------------------ update
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        observation = (batch.observation - self._mean) / self._std
+        next_observation = (batch.next_observation - self._mean) / self._std
+        target = self.target_value(batch.reward, next_observation, batch.terminal)
+        value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
+        critic_loss = self.critic_loss(value, target)
+        minimize(self.critic_optimizer, critic_loss, [self.critic.flat])
+        self._metrics |= {"critic_loss": critic_loss.detach(), "value": value.detach().mean()}
+
+        self.updates += 1
+        if self.updates % self.options.policy_delay == 0:
+            actor_loss, cloning = self.actor_loss(observation, batch.action)
+            minimize(self.actor_optimizer, actor_loss, [self.actor.flat])
+            soft_update(self.actor_target, self.actor, self.config.tau)
+            soft_update(self.critic_target, self.critic, self.config.tau)
+            self._metrics |= {"actor_loss": actor_loss.detach(), "cloning_loss": cloning.detach()}
+        return dict(self._metrics)
+
+    # ------------------------------------------------------------------------------------------------ policy
+
+    def policy_blob(self, version: int) -> PolicyBlob:
+        log_std = self.actor.flat.new_empty(0)
+        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std)
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return save_parts(self._parts(), self.updates)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.updates = load_parts(self._parts(), state)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "observation_mean": self._mean,
+            "observation_std": self._std,
+            "actor": self.actor,
+            "actor_target": self.actor_target,
+            "actor_optimizer": self.actor_optimizer,
+            "critic": self.critic,
+            "critic_target": self.critic_target,
+            "critic_optimizer": self.critic_optimizer,
+            "noise": self._noise,
+        }

@@ -1,0 +1,192 @@
+"""Every setting of a run: frozen, validated models, one line of description per field.
+
+Presets and overrides are applied by ``raydiff.presets``; nothing below the command line reads anything else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Hidden = tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    environment: Literal["hopper", "halfcheetah", "walker2d"] = Field(
+        "halfcheetah", description="Simulator that the data came from and that policies are scored in."
+    )
+    version: Literal["v4", "v5"] = Field("v4", description="Gymnasium version of the environment; v4 is D4RL's dynamics.")
+    file: str | None = Field(None, description="D4RL-schema HDF5 file to learn from; empty: collect in the simulator.")
+    level: Literal["random"] = Field("random", description="Behaviour that is collected when no file is given.")
+    transitions: int = Field(100_000, ge=100, description="Transitions to collect when no file is given.")
+    seed: int = Field(0, ge=0, description="Seed of the collection.")
+    cache: str | None = Field(None, description="Folder for datasets and models; default RAYDIFF_CACHE or ~/.cache/raydiff.")
+
+
+class NetworkConfig(Section):
+    kind: Literal["mlp", "unet"] = Field("mlp", description="Residual MLP over the flattened window, or temporal U-Net.")
+    width: int = Field(512, ge=8, description="Hidden width of the MLP, or first level of the U-Net.")
+    depth: int = Field(4, ge=1, description="Residual blocks of the MLP, or levels of the U-Net.")
+
+
+class DenoiserConfig(Section):
+    network: NetworkConfig = Field(NetworkConfig(), description="The network inside the preconditioning.")
+    length: int = Field(3, ge=2, description="Rows L of a window; H = L - 1 transitions.")
+    stride: int = Field(1, ge=1, description="Rows between the starts of training windows.")
+    action_space: Literal["raw", "atanh"] = Field("raw", description="Actions standardised as they are, or through atanh.")
+    steps: int = Field(16_000, ge=1, description="Optimiser steps of pretraining.")
+    batch_size: int = Field(128, ge=1, description="Windows per pretraining step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of Adam; cosine decay to zero.")
+    warmup: float = Field(0.02, ge=0, lt=1, description="Share of the steps with a linear learning-rate ramp.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay per step of the averaged weights that are sampled from.")
+    holdout: float = Field(0.05, gt=0, lt=0.5, description="Share of episodes kept for the held-out loss.")
+    p_mean: float = Field(-1.2, description="Mean of log sigma in training.")
+    p_std: float = Field(1.2, gt=0, description="Standard deviation of log sigma in training.")
+    seed: int = Field(0, ge=0, description="Seed of pretraining.")
+    checkpoint_every: int = Field(2_000, ge=1, description="Steps between resumable checkpoints.")
+    cpus: float = Field(1.0, gt=0, description="CPUs of the pretrainer; its threads are the whole part, at least one.")
+    gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) of the pretrainer.")
+    device: str = Field("cpu", description="Torch device of the pretrainer.")
+
+
+class RewardConfig(Section):
+    kind: Literal["model", "denoiser"] = Field("model", description="Synthetic rewards by a reward model, or as generated.")
+    hidden: Hidden = Field((256, 256), description="Hidden widths of the reward model.")
+    steps: int = Field(4_000, ge=1, description="Optimiser steps of the reward model.")
+    batch_size: int = Field(256, ge=1, description="Transitions per step of the reward model.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of Adam; cosine decay to zero.")
+
+
+class SamplerConfig(Section):
+    steps: int = Field(16, ge=2, description="Heun steps N; 2N - 1 network calls.")
+    sigma_min: float = Field(0.002, gt=0, description="Smallest noise level.")
+    sigma_max: float = Field(80.0, gt=0, description="Largest noise level.")
+    rho: float = Field(7.0, gt=0, description="Curvature of the noise schedule.")
+    churn: float = Field(5.0, ge=0, description="S_churn: amount of fresh noise over the whole sampling.")
+    churn_min: float = Field(0.05, ge=0, description="S_tmin: noise level below which no noise is added.")
+    churn_max: float = Field(50.0, ge=0, description="S_tmax: noise level above which no noise is added.")
+    churn_noise: float = Field(1.003, gt=0, description="S_noise: inflation of the fresh noise.")
+
+
+class GuidanceConfig(Section):
+    kind: Literal["none", "policy"] = Field("policy", description="Unguided, or guided towards the policy being learnt.")
+    mode: Literal["paper", "score_exact"] = Field("score_exact", description="Policy-guided diffusion as published, or Gaussian-exact.")
+    strength: float = Field(2.0, ge=0, description="lambda; in mode paper it is rescaled by 256 / steps.")
+    delta: float = Field(0.2, gt=0, description="Standard deviation given to a deterministic policy's actions.")
+    cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (mode paper).")
+
+
+class GeneratorConfig(Section):
+    count: int = Field(2, ge=0, description="Generator actors; 0 trains on real data alone.")
+    batch: int = Field(512, ge=1, description="Trajectories per block, generated in one call.")
+    in_flight: int = Field(1, ge=1, description="Calls issued ahead per generator.")
+    cpus: float = Field(0.25, ge=0, description="CPUs per generator; its threads are the whole part, at least one.")
+    gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per generator.")
+    device: str = Field("cpu", description="Torch device of the generators.")
+    nice: int = Field(5, ge=0, le=19, description="How far the operating system puts these processes behind the learner.")
+    refine_when_idle: bool = Field(True, description="A generator that may not insert refreshes old blocks meanwhile.")
+    sigma_limit: float = Field(20.0, gt=0, description="Trajectories beyond this many standard deviations of the data are dropped.")
+
+
+class RefinerConfig(Section):
+    count: int = Field(1, ge=0, description="Refiner actors.")
+    sigma: float = Field(1.0, gt=0, description="Noise level to which a stored trajectory is brought before it is denoised anew.")
+    steps: int = Field(6, ge=1, description="Heun steps from there.")
+    min_lag: int = Field(500, ge=1, description="Updates a block's policy must be behind before it is refreshed.")
+    cpus: float = Field(0.25, ge=0, description="CPUs per refiner; its threads are the whole part, at least one.")
+    gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per refiner.")
+    device: str = Field("cpu", description="Torch device of the refiners.")
+    nice: int = Field(10, ge=0, le=19, description="How far the operating system puts these processes behind the learner.")
+
+
+class TD3BCConfig(Section):
+    alpha: float = Field(2.5, ge=0, description="Weight of the value term against behaviour cloning.")
+    policy_noise: float = Field(0.2, ge=0, description="Standard deviation of target policy smoothing.")
+    noise_clip: float = Field(0.5, ge=0, description="Clip of target policy smoothing.")
+    policy_delay: int = Field(2, ge=1, description="Critic updates per actor update.")
+
+
+class IQLConfig(Section):
+    expectile: float = Field(0.7, gt=0, lt=1, description="tau of the value regression.")
+    beta: float = Field(3.0, ge=0, description="Inverse temperature of the advantage weights.")
+    advantage_clip: float = Field(100.0, gt=0, description="Largest advantage weight.")
+    log_std_min: float = Field(-5.0, description="Smallest log standard deviation of the actor.")
+    log_std_max: float = Field(2.0, description="Largest log standard deviation of the actor.")
+
+
+class LearnerConfig(Section):
+    algorithm: Literal["td3_bc", "iql"] = Field("td3_bc", description="Offline algorithm.")
+    updates: int = Field(10_000, ge=1, description="Gradient updates of the whole run.")
+    chunk: int = Field(50, ge=1, description="Updates per call; the policy is published after each.")
+    in_flight: int = Field(2, ge=1, le=4, description="Calls issued ahead, so that the learner never waits for the driver.")
+    batch_size: int = Field(256, ge=1, description="Transitions per update, real and synthetic together.")
+    hidden: Hidden = Field((256, 256), description="Hidden widths of actor and critics.")
+    learning_rate: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
+    discount: float = Field(0.99, ge=0, le=1, description="gamma.")
+    tau: float = Field(0.005, gt=0, le=1, description="Share of the online weights in each target update.")
+    normalize_observations: bool = Field(True, description="Standardise observations by the real data, frozen.")
+    td3_bc: TD3BCConfig = Field(TD3BCConfig(), description="Options of TD3+BC.")
+    iql: IQLConfig = Field(IQLConfig(), description="Options of IQL.")
+    cpus: float = Field(1.0, ge=0, description="CPUs of the learner; its threads are the whole part, at least one.")
+    gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) of the learner.")
+    device: str = Field("cpu", description="Torch device of the learner.")
+
+
+class ReplayConfig(Section):
+    real_fraction: float = Field(0.5, ge=0, le=1, description="Share of real transitions in each batch.")
+    samples_per_insert: float = Field(32.0, gt=0, description="Synthetic transitions sampled per synthetic transition inserted.")
+    ahead: float = Field(1.0, gt=0, description="Blocks by which generation may run ahead of that ratio.")
+    behind: float = Field(1.0, ge=0, description="Blocks by which sampling may run ahead of that ratio.")
+    generation: int = Field(1_024, ge=1, description="Trajectories of one generation.")
+    lifetime: int = Field(10, ge=1, description="Generations that a trajectory stays; the oldest leaves first.")
+    warmup: int = Field(4_096, ge=1, description="Trajectories generated before the first update.")
+    warmup_guidance: bool = Field(False, description="Guide the warm-up too (towards an untrained policy).")
+    max_lag: int | None = Field(None, ge=1, description="Most updates a sampled trajectory's policy may be behind; empty: no limit.")
+
+
+class EvaluationConfig(Section):
+    count: int = Field(1, ge=1, description="Evaluator actors.")
+    every: int = Field(1_000, ge=1, description="Updates between evaluations during training.")
+    episodes: int = Field(5, ge=1, description="Episodes per evaluation during training.")
+    final_episodes: int = Field(20, ge=1, description="Episodes of the final evaluation of the last policy.")
+    seed: int = Field(10_000, ge=0, description="First seed of the evaluation episodes, the same for every policy.")
+    audit: int = Field(128, ge=0, description="Transitions per audited block replayed in the simulator; 0: none.")
+    cpus: float = Field(0.0, ge=0, description="CPUs per evaluator.")
+    nice: int = Field(5, ge=0, le=19, description="How far the operating system puts these processes behind the learner.")
+
+
+class ClusterConfig(Section):
+    cpus: int | None = Field(None, ge=1, description="Logical CPUs that Ray may use here; default: those of the machine.")
+    gpus: int | None = Field(None, ge=0, description="GPUs that Ray may use here; default: those of the machine.")
+    object_store_mb: int = Field(512, ge=80, description="Size of Ray's object store on this machine.")
+    call_timeout_s: float = Field(300.0, gt=0, description="Longest a single actor call may take before its actor is replaced.")
+    max_restarts: int = Field(3, ge=0, description="Deaths of one worker within five minutes before the run gives it up.")
+    worker_threads: int | None = Field(None, ge=1, description="Torch threads per actor; default: the whole part of its CPUs.")
+    matmul: Literal["auto", "default", "onednn"] = Field("auto", description="float32 matrix products on CPU: oneDNN where it is exact and the CPU is AMD's.")
+
+
+class Config(Section):
+    """The whole configuration of ``raydiff train``."""
+
+    name: str = Field("run", description="Name of the run; also its folder under output.")
+    output: str = Field("runs", description="Folder that run folders are made in.")
+    seed: int = Field(0, ge=0, description="Seed of everything that this run draws.")
+    data: DataConfig = Field(DataConfig(), description="The fixed dataset.")
+    denoiser: DenoiserConfig = Field(DenoiserConfig(), description="The diffusion model and its pretraining.")
+    reward: RewardConfig = Field(RewardConfig(), description="Rewards of synthetic transitions.")
+    sampler: SamplerConfig = Field(SamplerConfig(), description="The sampler of the generators.")
+    guidance: GuidanceConfig = Field(GuidanceConfig(), description="How generation follows the policy.")
+    generator: GeneratorConfig = Field(GeneratorConfig(), description="Generator actors.")
+    refiner: RefinerConfig = Field(RefinerConfig(), description="Refiner actors.")
+    learner: LearnerConfig = Field(LearnerConfig(), description="The learner.")
+    replay: ReplayConfig = Field(ReplayConfig(), description="The replay store and its flow control.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluators.")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="The machine or cluster.")
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Other runs for comparison: name -> dotted overrides of this configuration."
+    )

@@ -1,0 +1,305 @@
+"""The pictures of a run over learner updates: scores of every arm, and how true and how fresh the synthetic data were.
+
+Every function returns a ``Figure`` (or None where the records hold nothing to draw) and changes no global state of
+matplotlib. Colours are those of Okabe and Ito, told apart by colour-blind readers; shapes repeat what colours say.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from raydiff.metrics import Record, select
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+GREY, INK, FAINT = "#767676", "#222222", "#dddddd"
+
+_FIXED = {"guided": (BLUE, "o"), "real_only": (VERMILION, "s"), "unguided": (GREEN, "^")}
+_OTHERS = ((PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (INK, "X"))
+
+# Values that span more than this factor are drawn on a logarithmic axis.
+_LOG_SPREAD = 20.0
+
+
+def run_arms(records: list[Record], scores: Mapping[str, Any]) -> list[str]:
+    """All arms of a run: guided and real_only first, the others as they come; behaviour is none.
+
+    ``scores`` is ``summary["scores"]``, and may be empty.
+    """
+    names = [*scores, *(record.get("arm") for record in records)]
+    unique = [name for name in dict.fromkeys(names) if name and name != "behaviour"]
+    first = [name for name in ("guided", "real_only") if name in unique]
+    return first + [name for name in unique if name not in first]
+
+
+def arm_style(name: str, arms: list[str]) -> tuple[str, str]:
+    """Colour and marker of an arm, the same in every picture of the run."""
+    if name in _FIXED:
+        return _FIXED[name]
+    others = [arm for arm in arms if arm not in _FIXED]
+    return _OTHERS[others.index(name) % len(_OTHERS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, drawn by Agg whatever the user's own backend is."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style(axes: Axes, title: str, x: str, y: str) -> None:
+    """The look that all panels share: two spines, a faint grid, a title that says what is shown."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Write a PNG atomically, without metadata that changes from one version to the next."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(image.getvalue())
+    os.replace(temporary, path)
+
+
+# -------------------------------------------------------------------------------------------------- learning curves
+
+
+def evaluations(records: list[Record], arm: str) -> list[Record]:
+    """One evaluation per update, in order; the final one stands for its update, else the one written last."""
+    chosen: dict[int, Record] = {}
+    for record in select(records, "evaluate", arm):
+        if (record.get("normalized") or {}).get("mean") is None:
+            continue
+        before = chosen.get(record["update"])
+        if before is None or record.get("final") or not before.get("final"):
+            chosen[record["update"]] = record
+    return [chosen[update] for update in sorted(chosen)]
+
+
+def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str, Any]) -> Figure | None:
+    """Normalised score against updates for every arm, and beside it the final score of each.
+
+    ``scores`` is ``summary["scores"]``; it gives the behaviour line and the final panel, and may be empty.
+    """
+    curves = {arm: points for arm in arms if (points := evaluations(records, arm))}
+    finals = _final_scores(curves, scores, arms)
+    if not curves and not finals:
+        return None
+    figure = new_figure(9.6, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.0, 0.55 + 0.3 * max(len(finals), 1)))
+    for arm, points in curves.items():
+        colour, marker = arm_style(arm, arms)
+        updates = [point["update"] for point in points]
+        values = [point["normalized"] for point in points]
+        mean = [value["mean"] for value in values]
+        low = [_either(value, "low") for value in values]
+        high = [_either(value, "high") for value in values]
+        left.plot(updates, mean, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=pretty(arm))
+        left.fill_between(updates, low, high, color=colour, alpha=0.13, linewidth=0)
+    style(left, "Score while learning", "learner updates", "normalised score")
+    left.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    style(right, "Final policy", "", "")
+    _draw_finals(right, finals, arms)
+    behaviour = (scores.get("behaviour") or {}).get("normalized") or {}
+    if behaviour.get("mean") is not None:
+        for axes in (left, right):
+            axes.axhline(behaviour["mean"], color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label="behaviour")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 6) or 1, frameon=False, fontsize=9
+    )
+    left.text(
+        0.01, 0.985, "bands and bars: interval over episodes of one seed",
+        transform=left.transAxes, fontsize=8, color=GREY, va="top",
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
+    left.margins(y=0.12)
+    return figure
+
+
+def _final_scores(
+    curves: Mapping[str, list[Record]], scores: Mapping[str, Any], arms: list[str]
+) -> dict[str, Mapping[str, Any]]:
+    """Normalised final score of each arm: the summary's, else that of its final evaluation."""
+    finals: dict[str, Mapping[str, Any]] = {}
+    for arm in arms:
+        given = (scores.get(arm) or {}).get("normalized")
+        own = [point["normalized"] for point in curves.get(arm, []) if point.get("final")]
+        if given and given.get("mean") is not None:
+            finals[arm] = given
+        elif own:
+            finals[arm] = own[-1]
+    return finals
+
+
+def _draw_finals(axes: Axes, finals: Mapping[str, Mapping[str, Any]], arms: list[str]) -> None:
+    for place, (arm, value) in enumerate(finals.items()):
+        colour, marker = arm_style(arm, arms)
+        mean = value["mean"]
+        errors = [[max(mean - _either(value, "low"), 0.0)], [max(_either(value, "high") - mean, 0.0)]]
+        axes.errorbar([place], [mean], yerr=errors, color=colour, marker=marker, markersize=7, capsize=4, linewidth=1.8)
+        axes.annotate(
+            f"{mean:.1f}", (place, _either(value, "high")), xytext=(0, 5), textcoords="offset points",
+            ha="center", fontsize=9, color=INK,
+        )  # fmt: skip
+    axes.set_xticks(range(len(finals)), [pretty(arm) for arm in finals], rotation=35, ha="right", fontsize=9)
+    axes.set_xlim(-0.6, max(len(finals), 1) - 0.4)
+    axes.grid(visible=False, axis="x")
+    if not finals:
+        axes.text(0.5, 0.5, "none yet", transform=axes.transAxes, ha="center", color=GREY, fontsize=9)
+
+
+# --------------------------------------------------------------------------------------------------- synthetic data
+
+
+def synthetic_data(
+    records: list[Record], arms: list[str], max_lag: float | None = None, floor: float | None = None
+) -> Figure | None:
+    """How on-policy, how true and how fresh the synthetic data were, over learner updates.
+
+    ``max_lag`` is the configured limit. ``floor`` is the audit's own error on real data as a share of persistence,
+    where it was measured.
+    """
+    panels: list[Callable[[Axes], None]] = []
+    if any(r.get("deviation") is not None for r in select(records, "block")):
+        panels.append(lambda axes: _draw_deviation(axes, records, arms))
+    if any(_error_ratio(r) is not None for r in select(records, "audit")):
+        panels.append(lambda axes: _draw_dynamics(axes, records, arms, floor))
+    if any(_lag(r) is not None for r in select(records, "train")):
+        panels.append(lambda axes: _draw_lag(axes, records, arms, max_lag))
+    if not panels:
+        return None
+    figure = new_figure(9.6, 0.5 + 2.9 * len(panels))
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, draw in zip(grid, panels, strict=True):
+        draw(axes)
+        size = 9 if len(axes.get_legend_handles_labels()[1]) <= 11 else 6.5
+        axes.legend(loc="upper left", bbox_to_anchor=(1.005, 1.02), frameon=False, fontsize=size, borderaxespad=0)
+    for axes in grid[:-1]:
+        axes.set_xlabel("")
+    grid[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
+    return figure
+
+
+def _draw_deviation(axes: Axes, records: list[Record], arms: list[str]) -> None:
+    style(axes, "Synthetic actions: distance from the policy they were made for", "learner updates",
+          "mean squared deviation")  # fmt: skip
+    drawn: list[float] = []
+    for arm in arms:
+        blocks = [r for r in select(records, "block", arm) if r.get("deviation") is not None]
+        fresh = [r for r in blocks if r.get("parent_block") is None]
+        groups = {
+            "warm-up": [r for r in fresh if r["update"] == 0],
+            "new": [r for r in fresh if r["update"] > 0],
+            "refreshed": [r for r in blocks if r.get("parent_block") is not None],
+        }
+        for name, group in groups.items():
+            _scatter(axes, arm, name, [(r["update"], r["deviation"]) for r in group], arms)
+            drawn += [r["deviation"] for r in group]
+        real = sorted((r["update"], r["real_deviation"]) for r in blocks if r.get("real_deviation") is not None)
+        if real:
+            axes.plot(*zip(*real, strict=True), color=arm_style(arm, arms)[0], linestyle=":", linewidth=1.6,
+                      label=f"{pretty(arm)}: real actions")  # fmt: skip
+            drawn += [value for _, value in real]
+    _scale(axes, drawn)
+
+
+def _draw_dynamics(axes: Axes, records: list[Record], arms: list[str], floor: float | None) -> None:
+    style(axes, "Synthetic dynamics: one-step error in the simulator", "learner updates", "error / persistence error")
+    drawn: list[float] = []
+    for arm in arms:
+        audits = [(r, ratio) for r in select(records, "audit", arm) if (ratio := _error_ratio(r)) is not None]
+        for name, refreshed in (("new", False), ("refreshed", True)):
+            points = [(r["update"], ratio) for r, ratio in audits if bool(r.get("refreshed")) is refreshed]
+            _scatter(axes, arm, name, points, arms)
+            drawn += [ratio for _, ratio in points]
+    if floor is not None:
+        axes.axhline(floor, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label="floor: real data")
+        drawn.append(floor)
+    if max(drawn) > 0.5:
+        axes.axhline(1.0, color=INK, linewidth=1.0, label="persistence")
+    _scale(axes, drawn)
+
+
+def _draw_lag(axes: Axes, records: list[Record], arms: list[str], limit: float | None) -> None:
+    style(axes, "Policy lag of the sampled batch", "learner updates", "updates behind")
+    for arm in arms:
+        points = sorted((r["update"], *lag) for r in select(records, "train", arm) if (lag := _lag(r)) is not None)
+        if not points:
+            continue
+        updates, mean, worst = zip(*points, strict=True)
+        colour = arm_style(arm, arms)[0]
+        axes.plot(updates, mean, color=colour, linewidth=1.8, label=f"{pretty(arm)}: mean")
+        axes.plot(updates, worst, color=colour, linewidth=1.0, alpha=0.55, label=f"{pretty(arm)}: max")
+    if limit is not None:
+        axes.axhline(limit, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label="limit")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+
+
+def _scatter(axes: Axes, arm: str, name: str, points: list[tuple[float, float]], arms: list[str]) -> None:
+    """Points of one group: new ones filled, refreshed ones hollow triangles, the warm-up hollow grey squares."""
+    if not points:
+        return
+    colour = arm_style(arm, arms)[0]
+    look = {
+        "new": {"marker": "o", "markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.5},
+        "refreshed": {"marker": "^", "markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.2},
+        "warm-up": {"marker": "s", "markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.2},
+    }[name]
+    line = Line2D(*zip(*points, strict=True), linestyle="none", markersize=6, label=f"{pretty(arm)}: {name}", **look)  # type: ignore[arg-type]
+    axes.add_line(line)
+    axes.autoscale_view()
+
+
+def _scale(axes: Axes, values: list[float]) -> None:
+    """Logarithmic where the values span more than a factor of twenty, else linear from zero."""
+    if values and min(values) > 0 and max(values) / min(values) > _LOG_SPREAD:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(0, 1.1 * max(values, default=1.0) or 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _error_ratio(record: Record) -> float | None:
+    error, persistence = record.get("dynamics_error"), record.get("persistence_error")
+    return error / persistence if error is not None and persistence else None
+
+
+def _lag(record: Record) -> tuple[float, float] | None:
+    lag = record.get("lag") or {}
+    mean, worst = lag.get("mean"), lag.get("max")
+    return (mean, worst) if mean is not None and worst is not None else None
+
+
+def _either(value: Mapping[str, Any], key: str) -> float:
+    """A bound of an interval, or the mean where there is none (a single episode has no interval)."""
+    bound = value.get(key)
+    return float(value["mean"] if bound is None else bound)
+
+
+def pretty(arm: str) -> str:
+    return arm.replace("_", " ")
+
+
+def _thousands(value: float, _: int | None = None) -> str:
+    return f"{value:,.0f}"

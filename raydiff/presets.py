@@ -1,0 +1,163 @@
+"""From a YAML preset and dotted overrides to one validated ``Config``.
+
+A preset holds only what differs from the defaults. It may start from another (``extends: base.yaml``, beside it)
+and offer variants (``scales: {tiny: {learner.updates: 200}}``, chosen by ``scale=tiny``). Later wins:
+defaults, preset, scale, command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raydiff.config import Config
+from raydiff.errors import UserError
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read the preset at ``path`` (or the defaults), apply ``key=value`` overrides, validate.
+
+    Raises ``UserError`` for a missing or malformed file, an unknown key (naming the nearest) or a wrong type.
+    """
+    preset, scales = _read_preset(Path(path)) if path is not None else ({}, {})
+    given = [_parse_override(text) for text in overrides]
+    chosen = [value for key, value in given if key == "scale"]
+    for scale in chosen:
+        if scale not in scales:
+            raise UserError(f"scale={scale}: {path} has no such scale. It offers: {', '.join(scales) or 'none'}.")
+        _merge(preset, _nest(scales[scale], f"{path}, scales.{scale}"))
+    for key, value in given:
+        if key != "scale":
+            _merge(preset, _nest({key: value}, f"override {key}"))
+    return validate(preset, str(path) if path is not None else "the command line")
+
+
+def validate(values: Mapping[str, Any], where: str) -> Config:
+    """Turn nested values into a ``Config``; every complaint names the key and ``where`` it was read."""
+    _check_keys(Config, values, "", where)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            lines.append(f"{key}={problem['input']!r}: {problem['msg'].lower()}")
+        raise UserError(f"In {where}: " + "; ".join(lines) + ". Correct the value; --help lists every key.") from None
+
+
+def derive(config: Config, overrides: Mapping[str, Any], where: str) -> Config:
+    """A copy of ``config`` with dotted overrides, as the arms of a run are made."""
+    values = config.model_dump(mode="json")
+    values["arms"] = {}
+    _merge(values, _nest(overrides, where))
+    return validate(values, where)
+
+
+def dump(config: Config) -> str:
+    """The whole configuration as YAML, readable by ``load_config``."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits over everything that can change a result (not the name or the folders)."""
+    values = config.model_dump(mode="json")
+    for key in ("name", "output"):
+        values.pop(key)
+    values["data"].pop("cache")
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every key as ``(dotted name, default, description)``, for ``--help``."""
+    return _describe(Config, "")
+
+
+def _describe(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            rows += _describe(type(field.default), f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            rows.append((prefix + name, "" if default is None else str(default), field.description or ""))
+    return rows
+
+
+def _read_preset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"There is no configuration file {path}.{hint} Presets lie in configs/.") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}.") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values at its top level, not a {type(content).__name__}.")
+    base: dict[str, Any] = {}
+    scales: dict[str, Any] = {}
+    if "extends" in content:
+        base, scales = _read_preset(path.parent / str(content.pop("extends")))
+    scales = {**scales, **(content.pop("scales", None) or {})}
+    _merge(base, _nest(content, str(path)))
+    return base, scales
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"The override {text!r} must read key=value, for example learner.batch_size=512.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"The override {text!r} has a value that cannot be read: {' '.join(str(error).split())}.") from None
+
+
+def _nest(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Dotted keys to nested mappings, except below ``arms``, whose overrides stay dotted."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        parts = str(key).split(".")
+        if parts[0] != "arms" and isinstance(value, Mapping):
+            value = _nest(value, where)
+        for part in reversed(parts):
+            value = {part: value}
+        _merge(nested, value)
+    return nested
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_keys(model: type[BaseModel], values: Mapping[str, Any], prefix: str, where: str) -> None:
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            raise UserError(f"Unknown key {prefix}{key} in {where}.{_nearest(prefix + key)} --help lists every key.")
+        if isinstance(field.default, BaseModel):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{prefix}{key} in {where} is a group of keys, not a single value ({value!r}).")
+            _check_keys(type(field.default), value, f"{prefix}{key}.", where)
+
+
+def _nearest(key: str) -> str:
+    known = [name for name, _, _ in describe()]
+    leaf = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [name for name in known if name.rsplit(".", 1)[-1] == leaf][:1]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+    return f" The nearest is {near[0]}." if near else ""

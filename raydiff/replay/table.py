@@ -1,0 +1,91 @@
+"""The learner's own copy of the data: preallocated, one row-major record per transition.
+
+A table is divided into slots; a block fills one slot and overwriting the slot evicts the block. Records of
+terminated trajectories are fewer than a slot holds, so sampling goes through an index of the live rows, rebuilt
+on each write. Writes come from the ingestion thread in bounded slices, each under the lock that a gather takes,
+so that a batch never sees half a record.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+
+from raydiff.types import Batch, Transitions
+
+SLICE_ROWS = 8_192
+
+
+class Table:
+    """``slots`` times ``slot_rows`` transition records on ``device``; ``2S + A + 2`` float32 columns."""
+
+    def __init__(
+        self, slots: int, slot_rows: int, observation_size: int, action_size: int, device: str = "cpu"
+    ) -> None:
+        self.observation_size, self.action_size = observation_size, action_size
+        self.slots, self.slot_rows, self.device = slots, slot_rows, torch.device(device)
+        self.columns = 2 * observation_size + action_size + 2
+        self.records = torch.zeros(slots * slot_rows, self.columns, device=self.device)
+        self.versions = torch.zeros(slots * slot_rows, dtype=torch.int64, device=self.device)
+        self._counts = np.zeros(slots, dtype=np.int64)
+        self._live = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_transitions(cls, data: Transitions, device: str = "cpu") -> Table:
+        """A table that holds exactly ``data`` (the real experience), version 0."""
+        table = cls(1, len(data), data.observation.shape[1], data.action.shape[1], device)
+        table.write(0, data, policy_version=0)
+        return table
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def write(self, slot: int, data: Transitions, policy_version: int) -> None:
+        """Replace what the slot holds by ``data`` (at most ``slot_rows`` transitions)."""
+        if len(data) > self.slot_rows:
+            raise ValueError(f"{len(data)} transitions do not fit a slot of {self.slot_rows}")
+        start = slot * self.slot_rows
+        rows = torch.from_numpy(data.rows())
+        with self._lock:
+            self._set_count(slot, 0)
+        for low in range(0, len(data), SLICE_ROWS):
+            piece = rows[low : low + SLICE_ROWS]
+            with self._lock:
+                self.records[start + low : start + low + len(piece)].copy_(piece)
+        with self._lock:
+            self.versions[start : start + self.slot_rows] = policy_version
+            self._set_count(slot, len(data))
+
+    def _set_count(self, slot: int, count: int) -> None:
+        if self._counts[slot] == count == 0:
+            return
+        self._counts[slot] = count
+        parts = [np.arange(c) + s * self.slot_rows for s, c in enumerate(self._counts) if c]
+        live = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        self._live = torch.from_numpy(live).to(self.device)
+
+    def gather(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` uniform draws with replacement: records ``[count, 2S+A+2]`` and policy versions ``[count]``.
+
+        Raises ``ValueError`` on an empty table.
+        """
+        with self._lock:
+            if not len(self._live):
+                raise ValueError("the table is empty: nothing was ingested yet")
+            draws = torch.randint(len(self._live), (count,), generator=generator, device=self.device)
+            index = self._live.index_select(0, draws)
+            return self.records.index_select(0, index), self.versions.index_select(0, index)
+
+    def split(self, records: torch.Tensor) -> Batch:
+        """View records ``[..., 2S+A+2]`` as a ``Batch`` without copying."""
+        s, a = self.observation_size, self.action_size
+        return Batch(
+            observation=records[..., :s],
+            action=records[..., s : s + a],
+            reward=records[..., s + a],
+            terminal=records[..., s + a + 1],
+            next_observation=records[..., s + a + 2 :],
+        )

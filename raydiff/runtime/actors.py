@@ -1,0 +1,141 @@
+"""The roles as Ray actors: the only place where ``@ray.remote`` stands.
+
+Payloads (policy weights, blocks) are results or arguments of their own, so that Ray keeps them in its object store
+and moves them once per node; the small rest travels beside them. A block is *returned*, never ``ray.put`` by its
+producer: the driver owns it, and it survives the producer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raydiff.compute import configure_compute
+from raydiff.config import Config
+from raydiff.data.dataset import Dataset
+from raydiff.replay.block import BlockReport
+from raydiff.roles.evaluator import AuditReport, EvaluationReport, Evaluator
+from raydiff.roles.generator import Generator
+from raydiff.roles.learner import Learner, TrainReport
+from raydiff.roles.pretrainer import Models, prepare_models
+from raydiff.types import PolicyBlob, Transitions
+
+NO_WEIGHTS = np.zeros(0, np.float32)
+
+
+def split_blob(blob: PolicyBlob) -> tuple[np.ndarray, PolicyBlob]:
+    """Weights and header apart: the weights become an object of their own."""
+    return blob.weights, replace(blob, weights=NO_WEIGHTS)
+
+
+def _settle(config: Config, cpus: float, nice: int) -> None:
+    """Threads from the promised CPUs, and the place in the operating system's queue."""
+    configure_compute(config.cluster.worker_threads or max(1, int(cpus)), config.cluster.matmul)
+    os.nice(nice)
+
+
+def _limit_gpu_memory(device: str, gpus: float) -> None:
+    """A role with a share of a GPU may take no more than that share of its memory."""
+    if device.startswith("cuda") and 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)
+
+
+@ray.remote(concurrency_groups={"train": 1, "ingest": 1})
+class LearnerActor:
+    """Trains in one thread and ingests in another."""
+
+    def __init__(self, config: Config, real: Transitions, learner_id: str) -> None:
+        _settle(config, config.learner.cpus, 0)
+        _limit_gpu_memory(config.learner.device, config.learner.gpus)
+        self.role = Learner(config, real, learner_id)
+
+    @ray.method(concurrency_group="train", num_returns=2)
+    def ready(self) -> tuple[np.ndarray, tuple[int, PolicyBlob]]:
+        weights, header = split_blob(self.role.policy())
+        return weights, (os.getpid(), header)
+
+    @ray.method(concurrency_group="train", num_returns=2)
+    def train(self, updates: int) -> tuple[np.ndarray, tuple[TrainReport, PolicyBlob]]:
+        report = self.role.train(updates)
+        weights, header = split_blob(self.role.policy())
+        return weights, (report, header)
+
+    @ray.method(concurrency_group="ingest")
+    def ingest(self, rows: np.ndarray, slot: int, policy_version: int) -> None:
+        self.role.ingest(rows, slot, policy_version)
+
+    @ray.method(concurrency_group="train")
+    def state(self) -> tuple[PolicyBlob, dict[str, np.ndarray]]:
+        return self.role.policy(), {key: value.cpu().numpy() for key, value in self.role.state_dict().items()}
+
+
+@ray.remote
+class SamplerActor:
+    """A generator or a refiner."""
+
+    def __init__(self, config: Config, models: Models, name: str, learner_id: str) -> None:
+        section = config.refiner if name.startswith("refiner") else config.generator
+        _settle(config, section.cpus, section.nice)
+        _limit_gpu_memory(section.device, section.gpus)
+        self.role = Generator(config, models.bundle, models.reward, name, learner_id)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    @ray.method(num_returns=2)
+    def generate(
+        self, weights: np.ndarray, header: PolicyBlob, trajectories: int, shard: int, block: int, guided: bool
+    ) -> tuple[np.ndarray, BlockReport]:
+        return self.role.generate(replace(header, weights=weights), trajectories, shard, block, guided)
+
+    @ray.method(num_returns=2)
+    def refine(
+        self, rows: np.ndarray, weights: np.ndarray, header: PolicyBlob, shard: int, block: int, parent: int
+    ) -> tuple[np.ndarray, BlockReport]:
+        return self.role.refine(rows, replace(header, weights=weights), shard, block, parent)
+
+
+@ray.remote
+class EvaluatorActor:
+    """Plays episodes and audits blocks."""
+
+    def __init__(self, config: Config, variance: np.ndarray) -> None:
+        _settle(config, config.evaluation.cpus, config.evaluation.nice)
+        self.role = Evaluator(config, variance)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def evaluate(self, weights: np.ndarray, header: PolicyBlob, final: bool) -> EvaluationReport:
+        return self.role.evaluate(replace(header, weights=weights), final)
+
+    def audit(self, rows: np.ndarray, block: int, refreshed: bool) -> AuditReport:
+        return self.role.audit(rows, block, refreshed)
+
+
+@ray.remote(concurrency_groups={"work": 1, "watch": 1})
+class PretrainActor:
+    """Trains the models into the cache; ``progress`` answers while it does."""
+
+    def __init__(self, config: Config) -> None:
+        _settle(config, config.denoiser.cpus, 0)
+        _limit_gpu_memory(config.denoiser.device, config.denoiser.gpus)
+        self.config = config
+        self.last: tuple[str, int, int, float, float | None] | None = None
+
+    @ray.method(concurrency_group="work")
+    def run(self, dataset: Dataset, cache: str) -> None:
+        prepare_models(self.config, dataset, Path(cache), self._note)
+
+    def _note(self, *progress: Any) -> None:
+        self.last = progress  # type: ignore[assignment]
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> tuple[str, int, int, float, float | None] | None:
+        return self.last

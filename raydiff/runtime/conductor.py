@@ -1,0 +1,360 @@
+"""The conductor: every decision of a run, as one pure state machine. ``on(event)`` returns commands.
+
+It reads no clock, holds no payload and never blocks: a runtime issues its commands, waits for any to finish and
+feeds the completion back. Work in flight counts against every limit when it is issued. The invariants, kept for
+any order of completions and any losses (tests/runtime/test_conductor.py):
+
+* while the learner has updates to do, something is in flight, or some worker is being replaced;
+* sampled <= samples_per_insert * inserted + behind, and generation leads by less than ``ahead`` plus one block;
+* no update samples a trajectory whose policy is more than ``max_lag`` updates old.
+
+Where ``max_lag`` holds the learner back although the ratio would let it go on, generation goes on beyond the
+ratio until the oldest blocks are replaced: pacing, never eviction, keeps the data fresh.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from raydiff.config import Config
+from raydiff.errors import RunFailed
+from raydiff.replay.block import BlockReport
+from raydiff.replay.catalogue import Catalogue, Entry
+from raydiff.runtime import messages as m
+from raydiff.runtime.plan import FlowLimits, flow_limits
+
+LEARNER = "learner/0"
+EMPTY_BLOCKS_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of generation: the same policy gives the same bytes whoever makes it. ``warm``: before learning starts."""
+
+    number: int
+    warm: bool
+
+
+class Conductor:
+    """Flow control of one learner. Feed ``WorkerUp`` and completions to ``on`` until ``finished``."""
+
+    def __init__(self, config: Config, learner_id: str) -> None:
+        """Raises ``UserError`` where the limits of the configuration would stall each other."""
+        self.config, self.learner_id = config, learner_id
+        self.limits: FlowLimits = flow_limits(config)
+        self.limiter, self.catalogue = self.limits.limiter, Catalogue(self.limits.slots)
+        producing = config.generator.count > 0
+        self.workers = {
+            "learner": [LEARNER],
+            "generator": [f"generator/{i}" for i in range(config.generator.count)],
+            "refiner": [f"refiner/{i}" for i in range(config.refiner.count if producing else 0)],
+            "evaluator": [f"evaluator/{i}" for i in range(config.evaluation.count)],
+        }
+        self.max_lag = config.replay.max_lag if config.guidance.kind != "none" else None
+        self.up: set[str] = set()
+        self.in_flight: dict[int, m.Call] = {}
+        self.calls = self.blocks = self.next_shard = 0
+        # generation: shards in flight by block, lost ones to make again, blocks that arrived too old
+        self.shards: dict[int, Shard] = {}
+        self.reissue: deque[Shard] = deque()
+        self.stale: dict[int, BlockReport] = {}
+        self.warm_issued = self.warm_landed = self.generated = self.refined = 0
+        # ingestion: what each call brings (None: a refreshed block) and what it drives out
+        self.arrivals: dict[int, tuple[Shard | None, int]] = {}
+        self.leaving: dict[int, Entry] = {}
+        # learning and evaluation
+        self.issued = self.update = 0
+        self.evaluation_due = self.final_done = False
+        self.to_audit: int | None = None
+        self.discards: Counter[str] = Counter()
+        self.empty_in_a_row = 0
+
+    @property
+    def learned(self) -> bool:
+        """Whether the learner has done all its updates."""
+        return self.update >= self.config.learner.updates
+
+    @property
+    def finished(self) -> bool:
+        return self.learned and self.final_done
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warm-up has landed, so that the learner may start."""
+        return not self.limits.synthetic_per_update or self.warm_landed >= self.config.replay.warmup
+
+    def stalled(self) -> bool:
+        """Nothing is in flight, every worker is up, and yet the run is not finished: a fault of this class."""
+        names = {name for role in self.workers.values() for name in role}
+        return not self.in_flight and not self.finished and names <= self.up
+
+    def on(self, event: m.Event) -> list[m.Command]:
+        """Take one event into account and return what to do next. Raises ``RunFailed`` if the run cannot go on."""
+        commands: list[m.Command] = []
+        match event:
+            case m.WorkerUp(worker):
+                self.up.add(worker)
+            case m.WorkerLost(worker):
+                self._lose(worker)
+            case m.WorkerGone(worker):
+                self._give_up(worker)
+            case m.Produced(call, report):
+                commands += self._produced(self.in_flight.pop(call), report)
+            case m.Ingested(call):
+                self._ingested(self.in_flight.pop(call))
+            case m.Trained(call, update):
+                self.in_flight.pop(call)
+                every = self.config.evaluation.every
+                self.evaluation_due = self.evaluation_due or update // every > self.update // every
+                self.update = update
+            case m.Evaluated(call):
+                command = self.in_flight.pop(call)
+                self.final_done = self.final_done or (isinstance(command, m.Evaluate) and command.final)
+            case m.Audited(call):
+                self.in_flight.pop(call)
+        return commands + self._issue()
+
+    def why_learner_waits(self) -> tuple[str, str] | None:
+        """Cause and sentence on why the learner has nothing to do, or ``None`` while it has (or is done)."""
+        if self.issued >= self.config.learner.updates or any(isinstance(c, m.Train) for c in self.in_flight.values()):
+            return None
+        if LEARNER not in self.up:
+            return "start", "the learner is starting"
+        if not self.warm:
+            landed, wanted = self.warm_landed, self.config.replay.warmup
+            return "warm-up", f"the warm-up has {landed} of {wanted} trajectories"
+        if self.lag_blocks():
+            lag = self.lag_after(self.next_chunk())
+            return "max_lag", f"the next updates would sample data {lag} updates old (max_lag={self.max_lag})"
+        return "inserts", self.limiter.why_not_sample(self.next_chunk() * self.limits.synthetic_per_update)
+
+    # --- issuing work ---
+
+    def _issue(self) -> list[m.Command]:
+        commands = self._issue_train()
+        if not self.learned:
+            commands += self._issue_production()
+        commands += self._issue_evaluation()
+        return commands if self.learned else commands + self._issue_audit()
+
+    def _record(self, call: m.Call) -> m.Call:
+        self.in_flight[call.call] = call
+        return call
+
+    def _call(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    def _block(self) -> int:
+        self.blocks += 1
+        return self.blocks
+
+    def _room(self, role: str, per_worker: int = 1) -> list[str]:
+        """Workers of the role that may take another call, once for each."""
+        busy = Counter(call.worker for call in self.in_flight.values())
+        return [name for name in self.workers[role] if name in self.up for _ in range(per_worker - busy[name])]
+
+    def next_chunk(self) -> int:
+        """Updates of the next learner call: it ends where an evaluation is due, so that curves share their points."""
+        learner, every = self.config.learner, self.config.evaluation.every
+        return min(learner.chunk, learner.updates - self.issued, every - self.issued % every)
+
+    def lag_after(self, updates: int) -> int:
+        """Largest lag that the next ``updates`` could sample, blocks on their way out of the table included."""
+        versions = [entry.provenance.policy_version for entry in self.leaving.values()]
+        oldest = self.catalogue.oldest_version()
+        versions += [] if oldest is None else [oldest]
+        return self.issued + updates - min(versions) if versions else 0
+
+    def lag_blocks(self) -> bool:
+        """Whether the age of the data keeps the learner from its next call."""
+        chunk = self.next_chunk()
+        return self.max_lag is not None and self.warm and chunk > 0 and self.lag_after(chunk) > self.max_lag
+
+    def _issue_train(self) -> list[m.Command]:
+        commands: list[m.Command] = []
+        training = sum(isinstance(call, m.Train) for call in self.in_flight.values())
+        while LEARNER in self.up and training + len(commands) < self.config.learner.in_flight:
+            chunk = self.next_chunk()
+            samples = chunk * self.limits.synthetic_per_update
+            if chunk <= 0 or not self.warm or self.lag_blocks():
+                break
+            if samples and not self.limiter.may_sample(samples):
+                break
+            self.issued += chunk
+            self.limiter.sampled += samples
+            commands.append(self._record(m.Train(self._call(), LEARNER, chunk)))
+        return commands
+
+    def _may_insert(self) -> bool:
+        if self.warm_issued < self.config.replay.warmup:
+            return True
+        training = any(isinstance(call, m.Train) for call in self.in_flight.values())
+        return self.limiter.may_insert() or (self.lag_blocks() and not training)
+
+    def _issue_production(self) -> list[m.Command]:
+        commands: list[m.Command] = []
+        for worker in self._room("generator", self.config.generator.in_flight):
+            if self.reissue or self._may_insert():
+                commands.append(self._generate(worker))
+        # The limiter paces inserts, not refreshes: what time is left brings old data up to date.
+        idle = self._room("refiner") + (self._room("generator") if self.config.generator.refine_when_idle else [])
+        for worker in idle:
+            command = self._refine(worker)
+            commands += [command] if command else []
+        return commands
+
+    def _generate(self, worker: str) -> m.Command:
+        if self.reissue:
+            shard = self.reissue.popleft()
+        else:
+            shard = Shard(self.next_shard, warm=self.warm_issued < self.config.replay.warmup)
+            self.next_shard += 1
+        size = self.config.generator.batch
+        self._count(shard, +1)
+        guided = self.config.guidance.kind != "none" and (not shard.warm or self.config.replay.warmup_guidance)
+        command = m.Generate(self._call(), worker, shard.number, size, guided, self._block())
+        self.shards[command.block] = shard
+        return self._record(command)
+
+    def _count(self, shard: Shard, sign: int) -> None:
+        """Count a block as on its way (+1), or no longer (-1: landed, lost or refused)."""
+        if shard.warm:
+            self.warm_issued += sign * self.config.generator.batch
+        else:
+            self.limiter.inserting += sign * self.limits.block_transitions
+
+    def _refine(self, worker: str) -> m.Command | None:
+        if not self.warm or self.config.guidance.kind == "none":
+            return None
+        taken = {call.parent for call in self.in_flight.values() if isinstance(call, m.Refine)}
+        parent = next((block for block in self.stale if block not in taken), None)
+        if parent is None:
+            entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag)
+            if entry is None:
+                return None
+            entry.refining, parent = True, entry.provenance.block
+        command = m.Refine(self._call(), worker, self.next_shard, parent, self._block())
+        self.next_shard += 1
+        return self._record(command)
+
+    def _issue_evaluation(self) -> list[m.Command]:
+        final = self.learned and not self.final_done
+        running = any(isinstance(call, m.Evaluate) for call in self.in_flight.values())
+        if running or not (final or self.evaluation_due):
+            return []
+        for worker in self._room("evaluator", per_worker=2)[:1]:  # behind an audit at the most
+            self.evaluation_due = False
+            return [self._record(m.Evaluate(self._call(), worker, final))]
+        return []
+
+    def _issue_audit(self) -> list[m.Command]:
+        block, self.to_audit = self.to_audit, None
+        if block is None or block not in self.catalogue.entries or not self.config.evaluation.audit:
+            return []
+        refreshed = self.catalogue.entries[block].provenance.parent_block is not None
+        free = self._room("evaluator")[:1]
+        return [self._record(m.Audit(self._call(), worker, block, refreshed)) for worker in free]
+
+    # --- hearing of work ---
+
+    def _produced(self, command: m.Call, report: BlockReport) -> list[m.Command]:
+        """Place an arrived block, send it to a refiner, or say why not."""
+        for reason, count in report.dropped.items():
+            self.discards[f"trajectories: {reason}"] += count
+        self.empty_in_a_row = 0 if report.transitions else self.empty_in_a_row + 1
+        if self.empty_in_a_row >= EMPTY_BLOCKS_IN_A_ROW:
+            raise RunFailed(
+                f"{EMPTY_BLOCKS_IN_A_ROW} blocks in a row came back empty ({', '.join(report.dropped)}): the denoiser "
+                "does not make usable trajectories. Train it longer (denoiser.steps) or lower guidance.strength."
+            )
+        if isinstance(command, m.Refine):
+            return self._refreshed(command, report)
+        assert isinstance(command, m.Generate)
+        self.generated += report.trajectories
+        return self._arrived(report, self.shards.pop(command.block))
+
+    def _arrived(self, report: BlockReport, shard: Shard) -> list[m.Command]:
+        """A new block: it counts as an insert once it has landed."""
+        block = report.provenance.block
+        if not report.transitions:
+            self._count(shard, -1)
+            self.discards["blocks: empty"] += 1
+            return [m.Forget(block)]
+        late = self.max_lag is not None and (
+            self.issued + self.next_chunk() - report.provenance.policy_version > self.max_lag
+        )
+        if late and not shard.warm:
+            if self.workers["refiner"]:
+                self.stale[block] = report
+                return []
+            self._count(shard, -1)
+            self.discards["blocks: older than max_lag on arrival"] += 1
+            return [m.Forget(block)]
+        return self._place(report, shard)
+
+    def _refreshed(self, command: m.Refine, report: BlockReport) -> list[m.Command]:
+        self.refined += report.trajectories
+        if command.parent in self.stale:
+            del self.stale[command.parent]
+            return [m.Forget(command.parent), *self._arrived(report, Shard(command.shard, warm=False))]
+        parent = self.catalogue.entries.get(command.parent)
+        if parent is None:
+            self.discards["refreshed blocks: parent had left"] += 1
+            return [m.Forget(command.block)]
+        parent.refining = False
+        if not report.transitions:
+            self.discards["blocks: empty"] += 1
+            return [m.Forget(command.block)]
+        return self._place(report, None)
+
+    def _place(self, report: BlockReport, shard: Shard | None) -> list[m.Command]:
+        """Give the block its slot; a refreshed block (no shard) takes its parent's and is no insert."""
+        entry, replaced = self.catalogue.place(report.provenance, report.transitions, report.trajectories)
+        origin = report.provenance
+        command = m.Ingest(self._call(), LEARNER, origin.block, entry.slot, origin.policy_version)
+        self.arrivals[command.call] = (shard, report.transitions)
+        commands: list[m.Command] = [self._record(command)]
+        if replaced is not None:
+            self.leaving[command.call] = replaced
+            commands.append(m.Forget(replaced.provenance.block))
+        return commands
+
+    def _ingested(self, command: m.Call) -> None:
+        assert isinstance(command, m.Ingest)
+        self.leaving.pop(command.call, None)
+        shard, transitions = self.arrivals.pop(command.call)
+        if command.block in self.catalogue.entries:
+            self.catalogue.entries[command.block].landed = True
+            self.to_audit = command.block
+        if shard is not None and shard.warm:
+            self.warm_landed += self.config.generator.batch
+        elif shard is not None:
+            self._count(shard, -1)
+            self.limiter.inserted += transitions
+
+    def _lose(self, worker: str) -> None:
+        self.up.discard(worker)
+        for number in [n for n, call in self.in_flight.items() if call.worker == worker]:
+            call = self.in_flight.pop(number)
+            if isinstance(call, m.Generate):
+                shard = self.shards.pop(call.block)
+                self._count(shard, -1)
+                self.reissue.append(shard)
+            elif isinstance(call, m.Refine) and call.parent in self.catalogue.entries:
+                self.catalogue.entries[call.parent].refining = False
+            elif isinstance(call, m.Evaluate):
+                self.evaluation_due = not call.final
+
+    def _give_up(self, worker: str) -> None:
+        self._lose(worker)
+        role = worker.split("/")[0]
+        self.workers[role].remove(worker)
+        if role == "refiner" and not self.workers[role]:
+            for block in self.stale:
+                self._count(Shard(block, warm=False), -1)
+                self.discards["blocks: older than max_lag on arrival"] += 1
+            self.stale.clear()
+        elif not self.workers[role]:
+            raise RunFailed(f"every {role} is gone: {worker} was the last and died too often")

@@ -1,0 +1,58 @@
+"""What a runtime must offer: a crew executes the commands of one conductor and reports what finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from raydiff.config import Config
+from raydiff.roles.pretrainer import Models
+from raydiff.runtime import messages as m
+from raydiff.types import PolicyBlob, Transitions
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the roles of one learner are built from; ``models`` is ``None`` where nothing is generated."""
+
+    config: Config
+    learner_id: str
+    real: Transitions
+    models: Models | None
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Variance of the real observations ``[S]``, at least 1e-6, to which errors are related."""
+        return np.maximum(self.real.observation.var(0), 1e-6)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An event for the conductor, and what the recorder wants to know of it (a role's report, or facts)."""
+
+    event: m.Event
+    report: Any = None
+    worker: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Crew(Protocol):
+    """Executes commands. ``poll`` never blocks; the runtime's own ``wait`` does, with a limit."""
+
+    def start(self) -> None:
+        """Start the roles in order: learner, evaluators, generators, refiners. Each announces itself by ``WorkerUp``."""
+
+    def submit(self, command: m.Command) -> None:
+        """Take a command on. The newest policy of that moment goes with it."""
+
+    def poll(self) -> list[Outcome]:
+        """What has finished since the last call."""
+
+    def learner_state(self) -> tuple[PolicyBlob, dict[str, torch.Tensor]]:
+        """The last policy and the learner's state, at the end of a run."""
+
+    def close(self) -> None:
+        """End every role; safe to call twice."""

@@ -1,0 +1,135 @@
+"""What the conductor says (commands) and hears (events). Plain data: no payload, no Ray, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raydiff.replay.block import BlockReport
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A generator makes ``trajectories`` windows for the shard; unguided where ``guided`` is false."""
+
+    call: int
+    worker: str
+    shard: int
+    trajectories: int
+    guided: bool
+    block: int
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Bring the trajectories of block ``parent`` up to the current policy, as block ``block``."""
+
+    call: int
+    worker: str
+    shard: int
+    parent: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """The learner copies block ``block`` into ``slot`` of its table."""
+
+    call: int
+    worker: str
+    block: int
+    slot: int
+    policy_version: int
+
+
+@dataclass(frozen=True)
+class Train:
+    """The learner runs ``updates`` gradient updates and publishes its policy."""
+
+    call: int
+    worker: str
+    updates: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """An evaluator scores the newest policy; ``final`` with the episodes of the final evaluation."""
+
+    call: int
+    worker: str
+    final: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An evaluator replays transitions of the block in the simulator."""
+
+    call: int
+    worker: str
+    block: int
+    refreshed: bool
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The store drops the block: nobody will name it again."""
+
+    block: int
+
+
+Command = Generate | Refine | Ingest | Train | Evaluate | Audit | Forget
+Call = Generate | Refine | Ingest | Train | Evaluate | Audit
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A block arrived, from ``Generate`` or ``Refine``."""
+
+    call: int
+    report: BlockReport
+
+
+@dataclass(frozen=True)
+class Ingested:
+    call: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The learner has done ``update`` updates in all."""
+
+    call: int
+    update: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    call: int
+
+
+@dataclass(frozen=True)
+class Audited:
+    call: int
+
+
+@dataclass(frozen=True)
+class WorkerUp:
+    """A worker is ready to take calls (again)."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker died; every call it had in flight is lost."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class WorkerGone:
+    """A worker died too often and is not replaced any more."""
+
+    worker: str
+
+
+Event = Produced | Ingested | Trained | Evaluated | Audited | WorkerUp | WorkerLost | WorkerGone

@@ -1,0 +1,154 @@
+"""What a configuration asks for, worked out before anything starts: flow limits, memory, placement.
+
+Pure functions of the configuration and of a description of the machine; every refusal says which resource or
+setting is short, by how much, and what to change.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from raydiff.config import Config
+from raydiff.errors import UserError
+from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
+from raydiff.replay.limiter import SampleLimiter
+from raydiff.replay.mixture import real_rows
+
+
+@dataclass(frozen=True)
+class FlowLimits:
+    """The numbers that pace a run; ``slots`` of ``block_transitions`` rows each make the learner's table."""
+
+    limiter: SampleLimiter
+    slots: int
+    block_transitions: int
+    synthetic_per_update: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one actor of a role asks of a node."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node has. ``cpus`` are Ray's logical CPUs."""
+
+    cpus: float
+    gpus: float
+
+
+def flow_limits(config: Config) -> FlowLimits:
+    """Derive the limiter and the table's size. Raises ``UserError`` for settings that would stall or make no sense."""
+    replay, learner, batch = config.replay, config.learner, config.generator.batch
+    if not config.generator.count:
+        limiter = SampleLimiter(replay.samples_per_insert, 0, 0, 0)
+        return FlowLimits(limiter, 0, 0, 0)
+    synthetic = learner.batch_size - real_rows(learner.batch_size, replay.real_fraction)
+    if not synthetic:
+        raise UserError(
+            f"replay.real_fraction={replay.real_fraction:g} leaves no synthetic transition in a batch of "
+            f"{learner.batch_size}, so {config.generator.count} generators would stall at once with nobody to take "
+            "their data. Lower replay.real_fraction, or set generator.count=0 to train on real data alone."
+        )
+    transitions = batch * (config.denoiser.length - 1)
+    capacity = replay.lifetime * replay.generation
+    slots = max(1, capacity // batch)
+    if replay.warmup > slots * batch:
+        raise UserError(
+            f"replay.warmup={replay.warmup} trajectories never fit: the table holds {slots * batch} "
+            f"(lifetime {replay.lifetime} x generation {replay.generation}, in blocks of generator.batch={batch}). "
+            "The learner would wait for ever. Lower replay.warmup, or raise replay.lifetime or replay.generation."
+        )
+    if replay.max_lag is not None and replay.max_lag < learner.chunk:
+        raise UserError(
+            f"replay.max_lag={replay.max_lag} is less than learner.chunk={learner.chunk}: even data of the newest "
+            "policy would be too old by the end of one learner call, so the run would stall. Raise replay.max_lag or "
+            "lower learner.chunk."
+        )
+    block_samples = transitions * replay.samples_per_insert
+    limiter = SampleLimiter(
+        replay.samples_per_insert,
+        ahead=replay.ahead * block_samples,
+        behind=replay.behind * block_samples,
+        chunk_samples=learner.chunk * synthetic,
+    )
+    return FlowLimits(limiter, slots, transitions, synthetic)
+
+
+def demands(config: Config) -> list[Demand]:
+    """The actors of the main run, in the order in which they start."""
+    sampling = config.generator.count > 0
+    rows = [
+        Demand("learner", 1, config.learner.cpus, config.learner.gpus),
+        Demand("evaluator", config.evaluation.count, config.evaluation.cpus, 0.0),
+        Demand("generator", config.generator.count, config.generator.cpus, config.generator.gpus),
+        Demand("refiner", config.refiner.count if sampling else 0, config.refiner.cpus, config.refiner.gpus),
+    ]
+    return [row for row in rows if row.count]
+
+
+def this_machine(config: Config, gpus: int = 0) -> Machine:
+    """The node that this process runs on, as the configuration wants it counted."""
+    cpus = config.cluster.cpus if config.cluster.cpus is not None else usable_cpus()
+    return Machine(float(cpus), float(config.cluster.gpus if config.cluster.gpus is not None else gpus))
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on (its affinity, where the system tells)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_placement(config: Config, machine: Machine) -> None:
+    """Refuse roles that the machine cannot hold, naming the first that is short, and settings unfit for Ray."""
+    free = {"CPU": machine.cpus, "GPU": machine.gpus}
+    for row in demands(config):
+        for number in range(1, row.count + 1):
+            for name, need, key in (("CPU", row.cpus, "cpus"), ("GPU", row.gpus, "gpus")):
+                if need > free[name] + 1e-9:
+                    fit = f"{row.role}.count={number - 1}" if number > 1 else f"fewer {name}s for the roles before it"
+                    raise UserError(
+                        f"This machine cannot place every role: {row.role} {number}/{row.count} needs {need:g} {name}, "
+                        f"and {free[name]:g} of {getattr(machine, key):g} are left. Lower {row.role}.{key}, use {fit}, "
+                        f"or let Ray count more with cluster.{key}."
+                    )
+                free[name] -= need
+    _check_devices(config)
+
+
+def check_blocks(config: Config, columns: int) -> None:
+    """Refuse blocks so small that Ray would copy them into the driver's heap instead of its object store."""
+    if not config.generator.count:
+        return
+    size = block_bytes(config.generator.batch, config.denoiser.length, columns)
+    if size <= RAY_INLINE_BYTES:
+        least = RAY_INLINE_BYTES // (config.denoiser.length * columns * 4) + 1
+        raise UserError(
+            f"generator.batch={config.generator.batch} makes blocks of {size / 1024:.0f} KB; Ray keeps objects of up to "
+            f"{RAY_INLINE_BYTES // 1024} KB in the driver's memory instead of the object store. Use generator.batch of "
+            f"at least {least}, or --runtime local."
+        )
+    store = config.cluster.object_store_mb * 2**20
+    retained = size * (flow_limits(config).slots + 2 * config.generator.count + config.refiner.count)
+    if retained > store / 2:
+        raise UserError(
+            f"The replay store would hold up to {retained / 2**20:.0f} MB of blocks, more than half of the object store "
+            f"(cluster.object_store_mb={config.cluster.object_store_mb}). Raise it to {2 * retained / 2**20 + 1:.0f}, "
+            "or lower replay.lifetime or replay.generation."
+        )
+
+
+def _check_devices(config: Config) -> None:
+    for role in ("learner", "generator", "refiner", "denoiser"):
+        section = getattr(config, role)
+        if section.device.startswith("cuda") and section.gpus == 0:
+            raise UserError(
+                f"{role}.device={section.device} but {role}.gpus=0, so Ray would hide every GPU from it. Set "
+                f"{role}.gpus to the share that it may use, for example {role}.gpus=0.25."
+            )

@@ -1,0 +1,208 @@
+"""From outcomes to records and to the status table: the only writer of what one learner's run did."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from dataclasses import asdict
+from typing import Any
+
+from raydiff.metrics import MetricsWriter, Record
+from raydiff.replay.block import BlockReport
+from raydiff.roles.evaluator import AuditReport, EvaluationReport
+from raydiff.roles.learner import TrainReport
+from raydiff.runtime import messages as m
+from raydiff.runtime.conductor import Conductor
+from raydiff.runtime.crew import Outcome
+from raydiff.status import Status
+
+RATE_WINDOW_S = 10.0
+LONG_WAIT_S = 10.0
+DISCARD_WARNING = 0.2
+
+
+class Rate:
+    """Things per second over the last seconds."""
+
+    def __init__(self) -> None:
+        self.points: deque[tuple[float, int]] = deque()
+
+    def add(self, count: int) -> None:
+        self.points.append((time.monotonic(), count))
+
+    def per_second(self) -> float:
+        now = time.monotonic()
+        while self.points and now - self.points[0][0] > RATE_WINDOW_S:
+            self.points.popleft()
+        if not self.points:
+            return 0.0
+        return sum(count for _, count in self.points) / max(now - self.points[0][0], 1.0)
+
+
+class Recorder:
+    """Records of one arm; ``message`` prints a line above the status table."""
+
+    def __init__(self, writer: MetricsWriter, arm: str, message: Any) -> None:
+        self.writer, self.arm, self.message = writer, arm, message
+        self.started = time.monotonic()
+        self.updates, self.trajectories = Rate(), defaultdict[str, Rate](Rate)
+        self.lag: tuple[float, float] | None = None
+        self.score: tuple[float, float, float] | None = None
+        self.waits: defaultdict[str, float] = defaultdict(float)
+        self.waiting: tuple[str, float, float] | None = None  # cause, since, last said
+        self.ticked = self.started
+        self.warned = False
+        self.provenance: list[dict[str, Any]] = []
+
+    def outcome(self, outcome: Outcome, conductor: Conductor) -> None:
+        """Write what happened. Call it after the conductor heard of it."""
+        match outcome.report:
+            case TrainReport():
+                self._write(self._train(outcome.report, outcome.worker, conductor))
+            case BlockReport():
+                self._write(self._block(outcome.report, outcome.worker, conductor))
+            case EvaluationReport():
+                self._write(self._evaluate(outcome.report, outcome.worker))
+            case AuditReport():
+                self._write(self._audit(outcome.report, outcome.worker, conductor))
+            case _:
+                self._event(outcome)
+        self._warn(conductor)
+
+    def tick(self, conductor: Conductor) -> None:
+        """Account for waiting; a wait of over ten seconds is said aloud, and again every ten seconds."""
+        now = time.monotonic()
+        why, elapsed, self.ticked = conductor.why_learner_waits(), now - self.ticked, now
+        if why is None:
+            self.waiting = None
+            return
+        cause, sentence = why
+        self.waits[cause] += elapsed
+        if self.waiting is None or self.waiting[0] != cause:
+            self.waiting = (cause, now, now)
+        elif now - self.waiting[2] > LONG_WAIT_S:
+            self.waiting = (cause, self.waiting[1], now)
+            self.message(f"{self.arm}: the learner has waited {now - self.waiting[1]:.0f} s: {sentence}")
+
+    def status(self, conductor: Conductor) -> Status:
+        """The row of the status table."""
+        config, limiter = conductor.config, conductor.limiter
+        up = {role: (sum(n in conductor.up for n in names), len(names)) for role, names in conductor.workers.items()}
+        rows = sum(entry.transitions for entry in conductor.catalogue.entries.values() if entry.landed)
+        producing = bool(conductor.limits.slots)
+        return Status(
+            phase="scoring" if conductor.learned else "learning" if conductor.warm else "warm-up",
+            arm=self.arm,
+            update=conductor.update,
+            updates=config.learner.updates,
+            updates_per_s=self.updates.per_second(),
+            trajectories_per_s={worker: rate.per_second() for worker, rate in sorted(self.trajectories.items())},
+            workers={role: counts for role, counts in up.items() if counts[1]},
+            replay_rows=rows,
+            replay_capacity=conductor.limits.slots * conductor.limits.block_transitions,
+            samples_per_insert=(limiter.achieved, limiter.samples_per_insert) if producing else (None, None),
+            lag=self.lag,
+            waits={cause: seconds for cause, seconds in self.waits.items() if seconds >= 0.1},
+            discards=dict(conductor.discards),
+            score=self.score,
+            elapsed_s=time.monotonic() - self.started,
+        )
+
+    def _write(self, record: Record) -> None:
+        record["arm"] = self.arm
+        record.setdefault("time", {})["at"] = time.time()
+        self.writer.write(record)
+
+    def _train(self, report: TrainReport, worker: str, conductor: Conductor) -> Record:
+        self.updates.add(report.updates)
+        if report.lag is not None:
+            self.lag = (report.lag.mean, float(report.lag.max))
+        # Counted up to the end of this chunk: those in flight were issued but not yet drawn.
+        drawn = report.update * conductor.limits.synthetic_per_update
+        return {
+            "kind": "train",
+            "update": report.update,
+            "updates": report.updates,
+            "losses": report.losses,
+            "lag": asdict(report.lag) if report.lag is not None else None,
+            "synthetic_sampled": drawn,
+            "synthetic_inserted": conductor.limiter.inserted,
+            "time": {"worker": worker, "start": report.start, "end": report.end, "waited": report.waited},
+        }
+
+    def _block(self, report: BlockReport, worker: str, conductor: Conductor) -> Record:
+        self.trajectories[worker].add(report.trajectories)
+        origin = report.provenance
+        self.provenance.append({**asdict(origin), "trajectories": report.trajectories, "transitions": report.transitions})
+        return {
+            "kind": "block",
+            "block": origin.block,
+            "parent_block": origin.parent_block,
+            "generator": origin.generator,
+            "shard": origin.shard,
+            "policy_version": origin.policy_version,
+            "guidance": origin.guidance,
+            "strength": origin.strength,
+            "update": conductor.update,
+            "trajectories": report.trajectories,
+            "transitions": report.transitions,
+            "nfe": origin.nfe,
+            "deviation": report.deviation,
+            "real_deviation": None,
+            "reward_mean": report.reward_mean,
+            "dropped": report.dropped,
+            "time": {"worker": worker, **origin.time},
+        }
+
+    def _evaluate(self, report: EvaluationReport, worker: str) -> Record:
+        score = report.normalized
+        self.score = (score.mean, score.low, score.high)
+        if report.final:
+            self.message(
+                f"{self.arm}: the policy after {report.version:,} updates scores {score.mean:.1f} "
+                f"[{score.low:.1f}, {score.high:.1f}] over {score.episodes} episodes"
+            )
+        return {
+            "kind": "evaluate",
+            "update": report.version,
+            "final": report.final,
+            "returns": report.returns,
+            "normalized": score.as_dict(),
+            "raw": report.raw.as_dict(),
+            "time": {"worker": worker, "start": report.start, "end": report.end},
+        }
+
+    def _audit(self, report: AuditReport, worker: str, conductor: Conductor) -> Record:
+        result = report.result
+        return {
+            "kind": "audit",
+            "block": report.block,
+            "refreshed": report.refreshed,
+            "update": conductor.update,
+            "dynamics_error": result.dynamics_error,
+            "dynamics_error_median": result.dynamics_error_median,
+            "persistence_error": result.persistence_error,
+            "reward_error": result.reward_error,
+            "transitions": result.transitions,
+            "skipped": result.skipped,
+            "time": {"worker": worker, "start": report.start, "end": report.end},
+        }
+
+    def _event(self, outcome: Outcome) -> None:
+        names = {m.WorkerUp: "worker_up", m.WorkerLost: "worker_lost", m.WorkerGone: "quarantine"}
+        name = names.get(type(outcome.event))
+        if name is None:
+            return
+        cause = outcome.facts.get("cause", "")
+        if name != "worker_up":
+            then = "it is replaced" if name == "worker_lost" else "it died too often and is given up"
+            self.message(f"{self.arm}: lost {outcome.worker} ({cause}); {then}")
+        facts = {"worker": outcome.worker, **outcome.facts}
+        self._write({"kind": "event", "event": name, "worker": outcome.worker, "detail": cause, "time": facts})
+
+    def _warn(self, conductor: Conductor) -> None:
+        dropped = sum(n for reason, n in conductor.discards.items() if reason.startswith("trajectories"))
+        made = conductor.generated + conductor.refined + dropped
+        if not self.warned and made > 10_000 and dropped > DISCARD_WARNING * made:
+            self.warned = True
+            self.message(f"{self.arm}: {dropped} of {made} trajectories were dropped: {dict(conductor.discards)}")

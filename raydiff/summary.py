@@ -1,0 +1,121 @@
+"""``summary.json``: what came out of a run, computed from its records alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from raydiff.config import Config
+from raydiff.data.dataset import Dataset
+from raydiff.evaluation.envs import environment_spec
+from raydiff.metrics import Record, read_metrics, select
+from raydiff.presets import config_hash
+from raydiff.roles.evaluator import score_returns
+from raydiff.timeline import idle_fraction, learner_wait_fraction, overlap_fraction, training_span
+
+PACKAGES = ("raydiff", "torch", "numpy", "ray", "gymnasium", "mujoco")
+
+
+def write_summary(
+    folder: Path,
+    config: Config,
+    dataset: Dataset,
+    main: str,
+    arms: dict[str, dict[str, Any]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Write ``summary.json`` atomically and return it. ``main`` is the arm that the run is about."""
+    records = read_metrics(folder)
+    own = arms[main]
+    spec = environment_spec(config.data.environment, config.data.version)
+    summary = {
+        "main": main,
+        "scores": _scores(records, config, dataset, list(arms)),
+        "updates": own["updates"],
+        "trajectories_generated": own["trajectories_generated"],
+        "trajectories_refined": own["trajectories_refined"],
+        "overlap_fraction": overlap_fraction(records, main, config.replay.samples_per_insert),
+        "learner_wait_fraction": learner_wait_fraction(records, main),
+        "generator_idle_fraction": _idle(records, main),
+        "policy_lag": _policy_lag(records, main),
+        "samples_per_insert": own["samples_per_insert"],
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "dataset": {
+            "id": dataset.name,
+            "hash": dataset.sha256,
+            "environment": spec.id,
+            "collected_in": f"{dataset.environment}-{dataset.version}" if dataset.environment else None,
+            "mujoco": spec.mujoco_version,
+        },
+        "config_hash": config_hash(config),
+        "versions": _versions(),
+        "discards": own["discards"],
+        "arms": arms,
+        "caveats": caveats(config, list(arms)),
+    }
+    part = folder / "summary.json.part"
+    part.write_text(json.dumps(summary, indent=2))
+    os.replace(part, folder / "summary.json")
+    return summary
+
+
+def caveats(config: Config, arms: list[str]) -> list[str]:
+    """What a reader must know before quoting the scores."""
+    lines = [
+        "Each arm is one run of one seed; its interval is over evaluation episodes and says nothing of other seeds.",
+        "Scores use D4RL's reference returns as a scale; the data were "
+        + ("read from a file" if config.data.file else "collected here")
+        + f" and the simulator is Gymnasium's {config.data.version}, so they are not D4RL results.",
+    ]
+    if "guided" in arms and "real_only" in arms:
+        lines.append(
+            "A learner on real data alone with weaker behaviour cloning (larger learner.td3_bc.alpha) can do as well "
+            "as guided data: compare with a tuned arm before concluding anything."
+        )
+    return lines
+
+
+def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[str]) -> dict[str, Any]:
+    scores: dict[str, Any] = {"behaviour": None, "real_only": None, "guided": None}
+    returns = dataset.episode_returns()
+    if len(returns):
+        normalized, raw = score_returns(returns, config.data.environment, config.seed)
+        scores["behaviour"] = {"normalized": normalized.as_dict(), "raw": raw.as_dict()}
+    for arm in arms:
+        for record in select(records, "evaluate", arm):
+            if record["final"]:
+                scores[arm] = {"normalized": record["normalized"], "raw": record["raw"]}
+    return scores
+
+
+def _idle(records: list[Record], arm: str) -> float | None:
+    span = training_span(records, arm)
+    return idle_fraction(records, arm, "generator", *span) if span else None
+
+
+def _policy_lag(records: list[Record], arm: str) -> dict[str, float | None]:
+    """Over all sampled synthetic rows: chunks weigh by their updates."""
+    lags = [(r["lag"]["mean"], r["lag"]["max"], r["updates"]) for r in select(records, "train", arm) if r["lag"]]
+    if not lags:
+        return {"mean": None, "max": None}
+    weight = sum(updates for _, _, updates in lags)
+    return {"mean": sum(mean * n for mean, _, n in lags) / weight, "max": max(top for _, top, _ in lags)}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run."""
+    return json.loads((folder / "summary.json").read_text())

@@ -1,0 +1,145 @@
+"""The arrays that flow through the system, with their shapes, stated once.
+
+Notation: ``N`` transitions, ``n`` trajectories, ``L = H + 1`` rows per trajectory (``H`` transitions),
+``S`` observation size, ``A`` action size, ``C = S + A + 2`` columns, ``B`` batch. Everything is float32 in
+environment units; models normalise for themselves.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Single steps: ``observation [N,S]``, ``action [N,A]``, ``reward [N]``, ``next_observation [N,S]``,
+    ``terminal [N]`` (1.0 where the bootstrap stops; a timeout is not a terminal)."""
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    next_observation: np.ndarray
+    terminal: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def rows(self) -> np.ndarray:
+        """One contiguous record per transition ``[N, 2S+A+2]``: observation, action, reward, terminal, next."""
+        return np.concatenate(
+            [self.observation, self.action, self.reward[:, None], self.terminal[:, None], self.next_observation],
+            axis=1,
+            dtype=np.float32,
+        )
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """``n`` sub-trajectories as one contiguous array ``rows [n, L, C]``, columns
+    ``observation (S) | action (A) | reward | terminal``. The last row closes the last transition: its
+    observation is the successor, and its action, reward and terminal are not used (ALGORITHMS A.5)."""
+
+    rows: np.ndarray
+    observation_size: int
+    action_size: int
+
+    def __post_init__(self) -> None:
+        columns = self.observation_size + self.action_size + 2
+        if self.rows.ndim != 3 or self.rows.shape[2] != columns:
+            raise ValueError(f"rows must be [n, L, {columns}], got {self.rows.shape}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def length(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def observation(self) -> np.ndarray:
+        return self.rows[:, :, : self.observation_size]
+
+    @property
+    def action(self) -> np.ndarray:
+        return self.rows[:, :, self.observation_size : self.observation_size + self.action_size]
+
+    @property
+    def reward(self) -> np.ndarray:
+        return self.rows[:, :, -2]
+
+    @property
+    def terminal(self) -> np.ndarray:
+        return self.rows[:, :, -1]
+
+    def valid(self) -> np.ndarray:
+        """Which transitions exist, ``[n, H]`` bool: those with no terminal in an earlier row (A.5)."""
+        done = self.terminal[:, :-1] > 0.5
+        earlier = np.zeros_like(done)
+        earlier[:, 1:] = np.logical_or.accumulate(done, axis=1)[:, :-1]
+        return ~earlier
+
+    def transitions(self) -> Transitions:
+        """The valid transitions, trajectory by trajectory: row ``t`` with successor row ``t + 1``."""
+        keep = self.valid()
+        return Transitions(
+            observation=self.observation[:, :-1][keep],
+            action=self.action[:, :-1][keep],
+            reward=self.reward[:, :-1][keep],
+            next_observation=self.observation[:, 1:][keep],
+            terminal=self.terminal[:, :-1][keep],
+        )
+
+
+class Batch(NamedTuple):
+    """What a learner trains on: tensors ``observation [B,S]``, ``action [B,A]``, ``reward [B]``,
+    ``next_observation [B,S]``, ``terminal [B]``."""
+
+    observation: torch.Tensor
+    action: torch.Tensor
+    reward: torch.Tensor
+    next_observation: torch.Tensor
+    terminal: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a block of trajectories came from. ``policy_version`` is the learner's update count when the
+    policy was published; ``parent_block`` is set on refreshed blocks."""
+
+    block: int
+    learner_id: str
+    generator: str
+    shard: int
+    seed: int
+    policy_version: int
+    denoiser: str
+    guidance: str
+    strength: float
+    nfe: int
+    parent_block: int | None = None
+    time: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyBlob:
+    """A policy on its way to generators and evaluators: one flat float32 array and the spec to rebuild it."""
+
+    version: int
+    spec: dict[str, Any]
+    weights: np.ndarray
+    checksum: int
+
+    @staticmethod
+    def pack(version: int, spec: dict[str, Any], weights: np.ndarray) -> PolicyBlob:
+        weights = np.ascontiguousarray(weights, dtype=np.float32)
+        return PolicyBlob(version, spec, weights, zlib.crc32(weights.tobytes()))
+
+    def verify(self) -> None:
+        """Raise ``ValueError`` when the weights are not the ones that were packed."""
+        if zlib.crc32(np.ascontiguousarray(self.weights).tobytes()) != self.checksum:
+            raise ValueError(f"policy version {self.version} arrived damaged: its checksum does not match")

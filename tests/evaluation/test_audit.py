@@ -1,0 +1,156 @@
+"""Tests I6 and I7 of section I.3, on data that is collected here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raydiff.data.collect import collect
+from raydiff.data.d4rl import read_d4rl
+from raydiff.evaluation.audit import Auditor, ErrorSummary
+from raydiff.types import Trajectories, Transitions
+
+
+def _real(environment: str, version: str, folder: Path, count: int = 1500) -> tuple[Transitions, np.ndarray]:
+    path = collect(environment, version, "random", count, 0, folder / f"{environment}.hdf5")
+    transitions = read_d4rl(path).transitions("raydiff")
+    return transitions, transitions.observation.var(axis=0)
+
+
+@pytest.fixture(scope="module")
+def cheetah(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transitions, np.ndarray]:
+    return _real("halfcheetah", "v4", tmp_path_factory.mktemp("audit"))
+
+
+def _windows(transitions: Transitions, length: int) -> Trajectories:
+    """Consecutive windows of the first, unbroken episode."""
+    size, action_size = transitions.observation.shape[1], transitions.action.shape[1]
+    columns = (
+        transitions.observation,
+        transitions.action,
+        transitions.reward[:, None],
+        transitions.terminal[:, None],
+    )
+    rows = np.concatenate(columns, axis=1)[: 990 // length * length]
+    return Trajectories(rows.reshape(-1, length, rows.shape[1]), size, action_size)
+
+
+def test_fresh_simulation_is_true(cheetah: tuple[Transitions, np.ndarray]) -> None:
+    result = Auditor("halfcheetah", "v4").audit(*cheetah)
+    assert result.count == 1500
+    assert result.not_invertible == result.unstable == 0.0
+    assert result.dynamics_error.mean <= 1e-8
+    assert result.dynamics_error.mean > 0.0  # float32 rounding: the comparison did take place
+    assert result.reward_error <= 1e-5
+    assert result.persistence_error.mean > 0.01
+    assert result.ratio <= 1e-6
+
+
+@pytest.mark.parametrize(("environment", "version"), [("hopper", "v4"), ("hopper", "v5"), ("walker2d", "v4")])
+def test_other_environments_are_true_where_invertible(environment: str, version: str, tmp_path: Path) -> None:
+    transitions, variance = _real(environment, version, tmp_path)
+    result = Auditor(environment, version).audit(transitions, variance)
+    limited = (np.abs(transitions.observation[:, -(6 if environment == "hopper" else 9) :]) >= 10 - 1e-6).any(axis=1)
+    assert result.count == (~limited).sum() > 100
+    assert result.not_invertible == pytest.approx(limited.mean())
+    assert result.dynamics_error.mean <= 1e-8
+    assert result.reward_error <= 1e-5
+
+
+def test_false_action_and_false_reward_are_found(cheetah: tuple[Transitions, np.ndarray]) -> None:
+    transitions, variance = cheetah
+    auditor = Auditor("halfcheetah", "v4")
+    inside = np.clip(transitions.action, -0.99, 0.99)
+    moved = inside.copy()
+    moved[:, 0] += 1e-3
+    floor = auditor.audit(transitions, variance).dynamics_error
+    result = auditor.audit(replace(transitions, action=np.where(inside == transitions.action, moved, inside)), variance)
+    assert result.dynamics_error.median > 100 * floor.median
+    shifted = auditor.audit(replace(transitions, reward=transitions.reward + np.float32(0.5)), variance)
+    assert shifted.reward_error == pytest.approx(0.5, abs=1e-4)
+    assert shifted.dynamics_error == floor
+
+
+def test_persistence_is_the_error_of_no_change(cheetah: tuple[Transitions, np.ndarray]) -> None:
+    transitions, variance = cheetah
+    still = replace(transitions, next_observation=transitions.observation)
+    result = Auditor("halfcheetah", "v4").audit(still, variance)
+    assert result.dynamics_error == result.persistence_error
+    assert result.ratio == 1.0
+
+
+def test_clipped_hopper_velocity_is_left_out_and_counted(tmp_path: Path) -> None:
+    transitions, variance = _real("hopper", "v4", tmp_path, count=100)
+    observation = transitions.observation.copy()
+    observation[:25, 7] = 10.0
+    observation[25:30, 9] = -10.0
+    result = Auditor("hopper", "v4").audit(replace(transitions, observation=observation), variance)
+    assert result.count == 70
+    assert result.not_invertible == pytest.approx(0.3)
+    cut = Transitions(*(getattr(transitions, name)[30:] for name in transitions.__dataclass_fields__))
+    assert result.dynamics_error == Auditor("hopper", "v4").audit(cut, variance).dynamics_error
+
+
+def test_impossible_states_are_counted_silently(
+    cheetah: tuple[Transitions, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    transitions, variance = cheetah
+    observation = transitions.observation[:10].copy()
+    observation[0, 8:] = 1e6
+    observation[1, 0] = np.nan
+    few = Transitions(observation, *(getattr(transitions, n)[:10] for n in list(transitions.__dataclass_fields__)[1:]))
+    result = Auditor("halfcheetah", "v4").audit(few, variance)
+    assert (result.count, result.unstable, result.not_invertible) == (8, 0.1, 0.1)
+    assert result.dynamics_error.mean <= 1e-8
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_audit_is_undefined_and_not_zero() -> None:
+    nothing = Transitions(*(np.zeros((0, *shape), dtype=np.float32) for shape in ((17,), (6,), (), (17,), ())))
+    result = Auditor("halfcheetah", "v4").audit(nothing, np.ones(17)).as_dict()
+    assert result["count"] == 0
+    assert result["ratio"] is None
+    assert result["dynamics_error"] == {"mean": None, "median": None, "trimmed_mean": None}
+    json.dumps(result, allow_nan=False)
+
+
+def test_summary_trims_the_largest() -> None:
+    errors = np.concatenate([np.ones(95), np.full(5, 1e9)])
+    summary = ErrorSummary.of(errors)
+    assert (summary.median, summary.trimmed_mean) == (1.0, 1.0)
+    assert summary.mean > 1e7
+
+
+def test_replay_of_real_windows_and_of_one_false_action(cheetah: tuple[Transitions, np.ndarray]) -> None:
+    transitions, variance = cheetah
+    windows = _windows(transitions, length=6)
+    auditor = Auditor("halfcheetah", "v4")
+    floor = auditor.replay_error(windows, variance)
+    assert floor.count == len(windows)
+    assert floor.normalized.shape == (5,)
+    assert floor.normalized.max() <= 1e-8
+    rows = windows.rows.copy()
+    rows[:, 2, 17] = np.where(rows[:, 2, 17] < 0, rows[:, 2, 17] + 1e-3, rows[:, 2, 17] - 1e-3)
+    moved = auditor.replay_error(Trajectories(rows, 17, 6), variance)
+    np.testing.assert_array_equal(moved.normalized[:2], floor.normalized[:2])
+    assert (moved.raw[2:] > 100 * floor.raw[2:]).all()
+
+
+def test_replay_stops_behind_a_terminal(cheetah: tuple[Transitions, np.ndarray]) -> None:
+    transitions, variance = cheetah
+    windows = _windows(transitions, length=5)
+    rows = windows.rows[:20].copy()
+    rows[:, 2, -1] = 1.0
+    rows[:, 4, :17] = 50.0  # Behind the terminal transition: must not be compared.
+    result = Auditor("halfcheetah", "v4").replay_error(Trajectories(rows, 17, 6), variance)
+    assert result.raw[:3].max() <= 1e-6
+    assert np.isnan(result.raw[3])
