@@ -15,7 +15,10 @@ from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Offline RL with guided diffusion data, on Ray.", rich_markup_mode=None
+    add_completion=False,
+    no_args_is_help=True,
+    help="Offline RL with guided diffusion data, on Ray.",
+    rich_markup_mode=None,
 )
 data_app = typer.Typer(no_args_is_help=True, help="Collect datasets and look at them.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -30,7 +33,9 @@ def _settings_help() -> str:
 
 @app.command(epilog=_settings_help())
 def train(
-    preset: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML preset; without one: the defaults.")] = None,
+    preset: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML preset; without one: the defaults.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Overrides.")] = None,
     runtime: Annotated[Literal["ray", "local"], typer.Option(help="Ray, or everything in this process.")] = "ray",
     on_existing: Annotated[

@@ -20,16 +20,22 @@ class DataConfig(Section):
     environment: Literal["hopper", "halfcheetah", "walker2d"] = Field(
         "halfcheetah", description="Simulator that the data came from and that policies are scored in."
     )
-    version: Literal["v4", "v5"] = Field("v4", description="Gymnasium version of the environment; v4 is D4RL's dynamics.")
+    version: Literal["v4", "v5"] = Field(
+        "v4", description="Gymnasium version of the environment; v4 is D4RL's dynamics."
+    )
     file: str | None = Field(None, description="D4RL-schema HDF5 file to learn from; empty: collect in the simulator.")
     level: Literal["random"] = Field("random", description="Behaviour that is collected when no file is given.")
     transitions: int = Field(100_000, ge=100, description="Transitions to collect when no file is given.")
     seed: int = Field(0, ge=0, description="Seed of the collection.")
-    cache: str | None = Field(None, description="Folder for datasets and models; default RAYDIFF_CACHE or ~/.cache/raydiff.")
+    cache: str | None = Field(
+        None, description="Folder for datasets and models; default RAYDIFF_CACHE or ~/.cache/raydiff."
+    )
 
 
 class NetworkConfig(Section):
-    kind: Literal["mlp", "unet"] = Field("mlp", description="Residual MLP over the flattened window, or temporal U-Net.")
+    kind: Literal["mlp", "unet"] = Field(
+        "mlp", description="Residual MLP over the flattened window, or temporal U-Net."
+    )
     width: int = Field(512, ge=8, description="Hidden width of the MLP, or first level of the U-Net.")
     depth: int = Field(4, ge=1, description="Residual blocks of the MLP, or levels of the U-Net.")
 
@@ -38,7 +44,9 @@ class DenoiserConfig(Section):
     network: NetworkConfig = Field(NetworkConfig(), description="The network inside the preconditioning.")
     length: int = Field(3, ge=2, description="Rows L of a window; H = L - 1 transitions.")
     stride: int = Field(1, ge=1, description="Rows between the starts of training windows.")
-    action_space: Literal["raw", "atanh"] = Field("raw", description="Actions standardised as they are, or through atanh.")
+    action_space: Literal["raw", "atanh"] = Field(
+        "raw", description="Actions standardised as they are, or through atanh."
+    )
     steps: int = Field(16_000, ge=1, description="Optimiser steps of pretraining.")
     batch_size: int = Field(128, ge=1, description="Windows per pretraining step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of Adam; cosine decay to zero.")
@@ -55,7 +63,9 @@ class DenoiserConfig(Section):
 
 
 class RewardConfig(Section):
-    kind: Literal["model", "denoiser"] = Field("model", description="Synthetic rewards by a reward model, or as generated.")
+    kind: Literal["model", "denoiser"] = Field(
+        "model", description="Synthetic rewards by a reward model, or as generated."
+    )
     hidden: Hidden = Field((256, 256), description="Hidden widths of the reward model.")
     steps: int = Field(4_000, ge=1, description="Optimiser steps of the reward model.")
     batch_size: int = Field(256, ge=1, description="Transitions per step of the reward model.")
@@ -74,8 +84,12 @@ class SamplerConfig(Section):
 
 
 class GuidanceConfig(Section):
-    kind: Literal["none", "policy"] = Field("policy", description="Unguided, or guided towards the policy being learnt.")
-    mode: Literal["paper", "score_exact"] = Field("score_exact", description="Policy-guided diffusion as published, or Gaussian-exact.")
+    kind: Literal["none", "policy"] = Field(
+        "policy", description="Unguided, or guided towards the policy being learnt."
+    )
+    mode: Literal["paper", "score_exact"] = Field(
+        "score_exact", description="Policy-guided diffusion as published, or Gaussian-exact."
+    )
     strength: float = Field(2.0, ge=0, description="lambda; in mode paper it is rescaled by 256 / steps.")
     delta: float = Field(0.2, gt=0, description="Standard deviation given to a deterministic policy's actions.")
     cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (mode paper).")
@@ -88,20 +102,28 @@ class GeneratorConfig(Section):
     cpus: float = Field(0.25, ge=0, description="CPUs per generator; its threads are the whole part, at least one.")
     gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per generator.")
     device: str = Field("cpu", description="Torch device of the generators.")
-    nice: int = Field(5, ge=0, le=19, description="How far the operating system puts these processes behind the learner.")
+    nice: int = Field(
+        5, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
+    )
     refine_when_idle: bool = Field(True, description="A generator that may not insert refreshes old blocks meanwhile.")
-    sigma_limit: float = Field(20.0, gt=0, description="Trajectories beyond this many standard deviations of the data are dropped.")
+    sigma_limit: float = Field(
+        20.0, gt=0, description="Trajectories beyond this many standard deviations of the data are dropped."
+    )
 
 
 class RefinerConfig(Section):
     count: int = Field(1, ge=0, description="Refiner actors.")
-    sigma: float = Field(1.0, gt=0, description="Noise level to which a stored trajectory is brought before it is denoised anew.")
+    sigma: float = Field(
+        1.0, gt=0, description="Noise level to which a stored trajectory is brought before it is denoised anew."
+    )
     steps: int = Field(6, ge=1, description="Heun steps from there.")
     min_lag: int = Field(500, ge=1, description="Updates a block's policy must be behind before it is refreshed.")
     cpus: float = Field(0.25, ge=0, description="CPUs per refiner; its threads are the whole part, at least one.")
     gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per refiner.")
     device: str = Field("cpu", description="Torch device of the refiners.")
-    nice: int = Field(10, ge=0, le=19, description="How far the operating system puts these processes behind the learner.")
+    nice: int = Field(
+        10, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
+    )
 
 
 class TD3BCConfig(Section):
@@ -123,7 +145,9 @@ class LearnerConfig(Section):
     algorithm: Literal["td3_bc", "iql"] = Field("td3_bc", description="Offline algorithm.")
     updates: int = Field(10_000, ge=1, description="Gradient updates of the whole run.")
     chunk: int = Field(50, ge=1, description="Updates per call; the policy is published after each.")
-    in_flight: int = Field(2, ge=1, le=4, description="Calls issued ahead, so that the learner never waits for the driver.")
+    in_flight: int = Field(
+        2, ge=1, le=4, description="Calls issued ahead, so that the learner never waits for the driver."
+    )
     batch_size: int = Field(256, ge=1, description="Transitions per update, real and synthetic together.")
     hidden: Hidden = Field((256, 256), description="Hidden widths of actor and critics.")
     learning_rate: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
@@ -139,14 +163,18 @@ class LearnerConfig(Section):
 
 class ReplayConfig(Section):
     real_fraction: float = Field(0.5, ge=0, le=1, description="Share of real transitions in each batch.")
-    samples_per_insert: float = Field(32.0, gt=0, description="Synthetic transitions sampled per synthetic transition inserted.")
+    samples_per_insert: float = Field(
+        32.0, gt=0, description="Synthetic transitions sampled per synthetic transition inserted."
+    )
     ahead: float = Field(1.0, gt=0, description="Blocks by which generation may run ahead of that ratio.")
     behind: float = Field(1.0, ge=0, description="Blocks by which sampling may run ahead of that ratio.")
     generation: int = Field(1_024, ge=1, description="Trajectories of one generation.")
     lifetime: int = Field(10, ge=1, description="Generations that a trajectory stays; the oldest leaves first.")
     warmup: int = Field(4_096, ge=1, description="Trajectories generated before the first update.")
     warmup_guidance: bool = Field(False, description="Guide the warm-up too (towards an untrained policy).")
-    max_lag: int | None = Field(None, ge=1, description="Most updates a sampled trajectory's policy may be behind; empty: no limit.")
+    max_lag: int | None = Field(
+        None, ge=1, description="Most updates a sampled trajectory's policy may be behind; empty: no limit."
+    )
 
 
 class EvaluationConfig(Section):
@@ -157,17 +185,29 @@ class EvaluationConfig(Section):
     seed: int = Field(10_000, ge=0, description="First seed of the evaluation episodes, the same for every policy.")
     audit: int = Field(128, ge=0, description="Transitions per audited block replayed in the simulator; 0: none.")
     cpus: float = Field(0.0, ge=0, description="CPUs per evaluator.")
-    nice: int = Field(5, ge=0, le=19, description="How far the operating system puts these processes behind the learner.")
+    nice: int = Field(
+        5, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
+    )
 
 
 class ClusterConfig(Section):
-    cpus: int | None = Field(None, ge=1, description="Logical CPUs that Ray may use here; default: those of the machine.")
+    cpus: int | None = Field(
+        None, ge=1, description="Logical CPUs that Ray may use here; default: those of the machine."
+    )
     gpus: int | None = Field(None, ge=0, description="GPUs that Ray may use here; default: those of the machine.")
     object_store_mb: int = Field(512, ge=80, description="Size of Ray's object store on this machine.")
-    call_timeout_s: float = Field(300.0, gt=0, description="Longest a single actor call may take before its actor is replaced.")
-    max_restarts: int = Field(3, ge=0, description="Deaths of one worker within five minutes before the run gives it up.")
-    worker_threads: int | None = Field(None, ge=1, description="Torch threads per actor; default: the whole part of its CPUs.")
-    matmul: Literal["auto", "default", "onednn"] = Field("auto", description="float32 matrix products on CPU: oneDNN where it is exact and the CPU is AMD's.")
+    call_timeout_s: float = Field(
+        300.0, gt=0, description="Longest a single actor call may take before its actor is replaced."
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="Deaths of one worker within five minutes before the run gives it up."
+    )
+    worker_threads: int | None = Field(
+        None, ge=1, description="Torch threads per actor; default: the whole part of its CPUs."
+    )
+    matmul: Literal["auto", "default", "onednn"] = Field(
+        "auto", description="float32 matrix products on CPU: oneDNN where it is exact and the CPU is AMD's."
+    )
 
 
 class Config(Section):

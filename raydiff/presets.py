@@ -119,7 +119,9 @@ def _parse_override(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"The override {text!r} has a value that cannot be read: {' '.join(str(error).split())}.") from None
+        raise UserError(
+            f"The override {text!r} has a value that cannot be read: {' '.join(str(error).split())}."
+        ) from None
 
 
 def _nest(values: Mapping[str, Any], where: str) -> dict[str, Any]:

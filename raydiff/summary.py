@@ -9,13 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
+from raydiff.evaluation.audit import Auditor
 from raydiff.evaluation.envs import environment_spec
 from raydiff.metrics import Record, read_metrics, select
 from raydiff.presets import config_hash
 from raydiff.roles.evaluator import score_returns
 from raydiff.timeline import idle_fraction, learner_wait_fraction, overlap_fraction, training_span
+from raydiff.types import Transitions
 
 PACKAGES = ("raydiff", "torch", "numpy", "ray", "gymnasium", "mujoco")
 
@@ -55,6 +59,7 @@ def write_summary(
         "versions": _versions(),
         "discards": own["discards"],
         "arms": arms,
+        "audit_floor": _audit_floor(config, dataset),
         "caveats": caveats(config, list(arms)),
     }
     part = folder / "summary.json.part"
@@ -90,6 +95,18 @@ def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[
             if record["final"]:
                 scores[arm] = {"normalized": record["normalized"], "raw": record["raw"]}
     return scores
+
+
+def _audit_floor(config: Config, dataset: Dataset) -> float | None:
+    """The audit of real transitions: what the simulator itself leaves of the error, over that of persistence."""
+    real = dataset.transitions("dynamics")
+    pick = np.random.default_rng(config.seed).permutation(len(real))[: 4 * config.evaluation.audit]
+    if not len(pick):
+        return None
+    chosen = Transitions(*(getattr(real, name)[pick] for name in real.__dataclass_fields__))
+    variance = np.maximum(real.observation.var(0), 1e-6)
+    ratio = Auditor(config.data.environment, config.data.version).audit(chosen, variance).ratio
+    return ratio if np.isfinite(ratio) else None
 
 
 def _idle(records: list[Record], arm: str) -> float | None:

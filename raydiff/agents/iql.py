@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raydiff.agents.api import Stage
-from raydiff.agents.networks import MLP, adam, minimize, soft_update
+from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.state import load_parts, save_parts
 from raydiff.config import LearnerConfig
@@ -56,9 +56,9 @@ class IQL:
         self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
         self.critic_target = self.critic.copy()
         self.value = MLP((inputs, *config.hidden, 1), generator=generator, device=config.device)
-        self.actor_optimizer = adam([self.actor.flat, self.log_std], config.learning_rate)
-        self.critic_optimizer = adam([self.critic.flat], config.learning_rate)
-        self.value_optimizer = adam([self.value.flat], config.learning_rate)
+        self.actor_optimizer = Adam([self.actor.flat, self.log_std], config.learning_rate)
+        self.critic_optimizer = Adam([self.critic.flat], config.learning_rate)
+        self.value_optimizer = Adam([self.value.flat], config.learning_rate)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -95,11 +95,11 @@ class IQL:
         advantage = estimate - value
         actor_loss = self.actor_loss(observation, batch.action, advantage)
         self._anneal()
-        minimize(self.actor_optimizer, actor_loss, [self.actor.flat, self.log_std])
+        self.actor_optimizer.minimize(actor_loss)
 
         target = batch.reward + self.config.discount * (1 - batch.terminal) * next_value
         critic_loss = self.critic_loss(self.critic(state_action).squeeze(-1), target)
-        minimize(self.critic_optimizer, critic_loss, [self.critic.flat])
+        self.critic_optimizer.minimize(critic_loss)
         soft_update(self.critic_target, self.critic, self.config.tau)
 
         self.updates += 1
@@ -114,13 +114,13 @@ class IQL:
     def update_value(self, observation: Tensor, estimate: Tensor) -> Tensor:
         """One step of the value network towards the expectile of ``estimate [B]`` at normalised observations."""
         loss = self.value_loss(estimate - self.value(observation).squeeze(-1))
-        minimize(self.value_optimizer, loss, [self.value.flat])
+        self.value_optimizer.minimize(loss)
         return loss
 
     def _anneal(self) -> None:
         """The actor's learning rate falls to zero over the run, along a cosine."""
         share = min(self.updates / self.config.updates, 1.0)
-        self.actor_optimizer.param_groups[0]["lr"] = self.config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+        self.actor_optimizer.learning_rate = self.config.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
     # ------------------------------------------------------------------------------------------------ policy
 

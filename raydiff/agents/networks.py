@@ -82,23 +82,43 @@ def soft_update(target: MLP, online: MLP, tau: float) -> None:
     target.flat.lerp_(online.flat, tau)
 
 
-def adam(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Adam:
-    """Fused Adam, its state allocated at once, so that it can be saved and restored at any time."""
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    for parameter in parameters:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-        }
-    return optimizer
+class Adam:
+    """Adam (Kingma and Ba 2015) in one fused call per step, without the bookkeeping of ``torch.optim``, which takes
+    as long as the arithmetic on networks of this size. Its state exists from the start, so that it can always be
+    saved and restored."""
 
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
+        self.parameters, self.learning_rate = list(parameters), learning_rate
+        self.first_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+        self.second_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in parameters]
 
-def minimize(optimizer: torch.optim.Adam, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-    """One step on ``loss``, with gradients for exactly these parameters."""
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
+    def minimize(self, loss: Tensor) -> None:
+        """One step on ``loss``, with gradients for these parameters only."""
+        gradients = list(torch.autograd.grad(loss, self.parameters))
+        for step in self.steps:
+            step += 1
+        with torch.no_grad():
+            torch._fused_adam_(
+                self.parameters,
+                gradients,
+                self.first_moments,
+                self.second_moments,
+                [],
+                self.steps,
+                lr=self.learning_rate,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=0.0,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state: two moments and a step count for each parameter."""
+        groups = {"first_moment": self.first_moments, "second_moment": self.second_moments, "step": self.steps}
+        return {f"{index}.{name}": tensor for name, group in groups.items() for index, tensor in enumerate(group)}
 
 
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -151,10 +171,9 @@ class _Perceptron(torch.autograd.Function):
         network: MLP = ctx.network
         wants_inputs, wants_weights, _ = ctx.needs_input_grad
         weights = torch.empty_like(flat) if wants_weights else None
+        out = None if weights is None else network.views(weights)
         first = inputs if network.heads is None else inputs.expand(network.heads, -1, -1)
-        result = _backward(
-            gradient, [first, *hidden], network.layers, None if weights is None else network.views(weights), wants_inputs
-        )
+        result = _backward(gradient, [first, *hidden], network.layers, out, wants_inputs)
         if wants_inputs and network.heads is not None:
             result = result.sum(0)
         return (result if wants_inputs else None), weights, None

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from raydiff.agents.networks import MLP
+from raydiff.agents.networks import MLP, Adam
 
-Part = MLP | Tensor | torch.optim.Adam | torch.Generator
+Part = MLP | Tensor | Adam | torch.Generator
 
 
 def save_parts(parts: Mapping[str, Part], updates: int) -> dict[str, Tensor]:
@@ -54,9 +54,4 @@ def _tensors(name: str, part: Part) -> dict[str, Tensor]:
         return {name: part}
     if isinstance(part, MLP):
         return {name: part.flat}
-    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-    return {
-        f"{name}.{index}.{key}": tensor
-        for index, parameter in enumerate(parameters)
-        for key, tensor in part.state[parameter].items()
-    }
+    return {f"{name}.{key}": tensor for key, tensor in part.tensors().items()}

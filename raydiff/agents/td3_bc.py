@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raydiff.agents.api import Stage
-from raydiff.agents.networks import MLP, adam, minimize, soft_update
+from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.state import load_parts, save_parts
 from raydiff.config import LearnerConfig
@@ -56,8 +56,8 @@ class TD3BC:
         self.actor = MLP((inputs, *config.hidden, actions), generator=generator, device=config.device)
         self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
         self.actor_target, self.critic_target = self.actor.copy(), self.critic.copy()
-        self.actor_optimizer = adam([self.actor.flat], config.learning_rate)
-        self.critic_optimizer = adam([self.critic.flat], config.learning_rate)
+        self.actor_optimizer = Adam([self.actor.flat], config.learning_rate)
+        self.critic_optimizer = Adam([self.critic.flat], config.learning_rate)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -91,13 +91,13 @@ class TD3BC:
         target = self.target_value(batch.reward, next_observation, batch.terminal)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
         critic_loss = self.critic_loss(value, target)
-        minimize(self.critic_optimizer, critic_loss, [self.critic.flat])
+        self.critic_optimizer.minimize(critic_loss)
         self._metrics |= {"critic_loss": critic_loss.detach(), "value": value.detach().mean()}
 
         self.updates += 1
         if self.updates % self.options.policy_delay == 0:
             actor_loss, cloning = self.actor_loss(observation, batch.action)
-            minimize(self.actor_optimizer, actor_loss, [self.actor.flat])
+            self.actor_optimizer.minimize(actor_loss)
             soft_update(self.actor_target, self.actor, self.config.tau)
             soft_update(self.critic_target, self.critic, self.config.tau)
             self._metrics |= {"actor_loss": actor_loss.detach(), "cloning_loss": cloning.detach()}

@@ -68,9 +68,7 @@ class PolicyGuidance:
         self.strengths = paper_strengths(config.strength, config.cosine, steps, start)
         self.reevaluate = reevaluate
 
-    def __call__(
-        self, x: Tensor, sigma: float, denoised: Tensor, step: int, corrector: bool
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, sigma: float, denoised: Tensor, step: int, corrector: bool) -> tuple[Tensor, Tensor]:
         if self.config.mode == "score_exact":
             return x, self._score_exact(sigma, denoised)
         if corrector or self.strengths[step] == 0.0:

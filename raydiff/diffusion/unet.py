@@ -77,9 +77,7 @@ class TemporalUNet(nn.Module):
             ConvNorm(inputs, outputs, time=width) for inputs, outputs in zip([columns, *widths], widths, strict=False)
         )
         self.down_second = nn.ModuleList(ConvNorm(size, size) for size in widths)
-        self.up = nn.ModuleList(
-            UpBlock(widths[level + 1], widths[level], width) for level in range(levels - 2, -1, -1)
-        )
+        self.up = nn.ModuleList(UpBlock(widths[level + 1], widths[level], width) for level in range(levels - 2, -1, -1))
         self.output = nn.Conv1d(width, columns, 1)
         nn.init.zeros_(self.output.weight)
         if self.output.bias is not None:

@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 def write_provenance(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the provenance of all blocks of a run as Parquet (columns as in ``Provenance``, plus sizes)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = [{**{k: v for k, v in row.items() if k != "time"}, **{f"time_{k}": v for k, v in row["time"].items()}} for row in rows]
+    flat = [
+        {**{k: v for k, v in row.items() if k != "time"}, **{f"time_{k}": v for k, v in row["time"].items()}}
+        for row in rows
+    ]
     part = path.with_suffix(".part")
     pq.write_table(pa.Table.from_pylist(flat), part)
     os.replace(part, path)

@@ -4,7 +4,6 @@ only asked for the second."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ class Generator:
         self,
         config: Config,
         bundle: DenoiserBundle,
-        reward: Mapping[str, torch.Tensor] | None,
+        reward: dict[str, torch.Tensor] | None,
         name: str,
         learner_id: str,
     ) -> None:
@@ -54,13 +53,21 @@ class Generator:
         made = self.sampler.generate(target, trajectories, (seed,))
         return self._finish(made, policy, shard, seed, block, None, (start, time.time()))
 
-    def refine(self, rows: np.ndarray, policy: PolicyBlob, shard: int, block: int, parent: int) -> tuple[np.ndarray, BlockReport]:
+    def refine(
+        self, rows: np.ndarray, policy: PolicyBlob, shard: int, block: int, parent: int
+    ) -> tuple[np.ndarray, BlockReport]:
         """The stored block ``rows`` re-noised and denoised under the guidance of ``policy``."""
         start = time.time()
         seed = key_seed(self.config.seed, self.learner_id, "shard", shard)
         stored = Trajectories(rows, self.bundle.observation_size, self.bundle.action_size)
         made = refresh(
-            self.bundle, stored, self._load(policy), self.config.refiner, self.config.sampler, self.config.guidance, (seed,)
+            self.bundle,
+            stored,
+            self._load(policy),
+            self.config.refiner,
+            self.config.sampler,
+            self.config.guidance,
+            (seed,),
         )
         return self._finish(made, policy, shard, seed, block, parent, (start, time.time()))
 

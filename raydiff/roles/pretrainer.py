@@ -47,7 +47,12 @@ def prepare_models(config: Config, dataset: Dataset, cache: Path, progress: Prog
 
 def _reward_state(config: Config, dataset: Dataset, cache: Path, progress: Progress | None) -> dict[str, torch.Tensor]:
     """The reward model from ``cache/rewards/<key>.safetensors``, trained there when absent."""
-    content = {"format": 1, "dataset": dataset.sha256, "seed": config.denoiser.seed, **config.reward.model_dump(mode="json")}
+    content = {
+        "format": 1,
+        "dataset": dataset.sha256,
+        "seed": config.denoiser.seed,
+        **config.reward.model_dump(mode="json"),
+    }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     path = cache / "rewards" / f"{key}.safetensors"
     if path.is_file():

@@ -134,7 +134,7 @@ class PretrainActor:
         prepare_models(self.config, dataset, Path(cache), self._note)
 
     def _note(self, *progress: Any) -> None:
-        self.last = progress  # type: ignore[assignment]
+        self.last = progress
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> tuple[str, int, int, float, float | None] | None:

@@ -6,6 +6,7 @@ something is. A dead worker costs its calls in flight and is started anew; one t
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import defaultdict
@@ -49,7 +50,7 @@ class RayBackend:
             object_store_memory=self.config.cluster.object_store_mb * 2**20,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
         return self
 
@@ -81,7 +82,7 @@ class RayPretraining:
 
     def __init__(self, config: Config, dataset: Dataset, cache: Path) -> None:
         options = {"num_cpus": config.denoiser.cpus, "num_gpus": config.denoiser.gpus}
-        self.actor = PretrainActor.options(**options).remote(config)
+        self.actor = _with(PretrainActor, options).remote(config)
         self.done = self.actor.run.remote(dataset, str(cache))
         self.question = self.actor.progress.remote()
         self.asked = time.monotonic()
@@ -135,15 +136,19 @@ class RayCrew:
         config, role = self.config, name.split("/")[0]
         section = {"evaluator": "evaluation"}.get(role, role)
         settings = getattr(config, section)
-        options: dict[str, Any] = {"num_cpus": settings.cpus, "num_gpus": getattr(settings, "gpus", 0), "max_restarts": 0}
+        options: dict[str, Any] = {
+            "num_cpus": settings.cpus,
+            "num_gpus": getattr(settings, "gpus", 0),
+            "max_restarts": 0,
+        }
         if role == "learner":
-            actor = LearnerActor.options(**options).remote(config, self.real, self.materials.learner_id)
+            actor = _with(LearnerActor, options).remote(config, self.real, self.materials.learner_id)
             self.first_weights, ready = actor.ready.remote()
         elif role == "evaluator":
-            actor = EvaluatorActor.options(**options).remote(config, self.materials.variance)
+            actor = _with(EvaluatorActor, options).remote(config, self.materials.variance)
             ready = actor.ready.remote()
         else:
-            actor = SamplerActor.options(**options).remote(config, self.models, name, self.materials.learner_id)
+            actor = _with(SamplerActor, options).remote(config, self.models, name, self.materials.learner_id)
             ready = actor.ready.remote()
         self.actors[name], self.starting[ready] = actor, name
 
@@ -266,6 +271,11 @@ class RayCrew:
         self.calls.clear()
         self.starting.clear()
         self.blocks.clear()
+
+
+def _with(actor: Any, options: dict[str, Any]) -> Any:
+    """An actor class with resources; Ray adds ``options`` to it, which type checkers cannot know."""
+    return actor.options(**options)
 
 
 def _failure(what: str, error: Exception) -> Exception:

@@ -15,7 +15,7 @@ ratio until the oldest blocks are replaced: pacing, never eviction, keeps the da
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from raydiff.config import Config
 from raydiff.errors import RunFailed

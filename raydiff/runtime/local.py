@@ -117,7 +117,7 @@ class LocalPretraining:
         return True
 
     def _note(self, *progress: Any) -> None:
-        self.progress = progress  # type: ignore[assignment]
+        self.progress = progress
         self.show(self.progress)
 
 

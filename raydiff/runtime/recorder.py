@@ -133,7 +133,9 @@ class Recorder:
     def _block(self, report: BlockReport, worker: str, conductor: Conductor) -> Record:
         self.trajectories[worker].add(report.trajectories)
         origin = report.provenance
-        self.provenance.append({**asdict(origin), "trajectories": report.trajectories, "transitions": report.transitions})
+        self.provenance.append(
+            {**asdict(origin), "trajectories": report.trajectories, "transitions": report.transitions}
+        )
         return {
             "kind": "block",
             "block": origin.block,
@@ -179,12 +181,14 @@ class Recorder:
             "block": report.block,
             "refreshed": report.refreshed,
             "update": conductor.update,
-            "dynamics_error": result.dynamics_error,
-            "dynamics_error_median": result.dynamics_error_median,
-            "persistence_error": result.persistence_error,
+            "dynamics_error": result.dynamics_error.trimmed_mean,
+            "dynamics_error_mean": result.dynamics_error.mean,
+            "dynamics_error_median": result.dynamics_error.median,
+            "persistence_error": result.persistence_error.trimmed_mean,
             "reward_error": result.reward_error,
-            "transitions": result.transitions,
-            "skipped": result.skipped,
+            "transitions": result.count,
+            "not_invertible": result.not_invertible,
+            "unstable": result.unstable,
             "time": {"worker": worker, "start": report.start, "end": report.end},
         }
 

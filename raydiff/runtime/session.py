@@ -187,8 +187,8 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
             session.run_all([(main, config)])
         if late:
             with session.phase("other arms"):
-                for arm in late:
-                    session.run_all([arm])
+                for named in late:
+                    session.run_all([named])
     session.seconds["total"] = time.monotonic() - begun
     write_summary(folder, config, dataset, main, session.summaries, session.seconds)
     write_report(folder)

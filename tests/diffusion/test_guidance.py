@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def guided_recursion(x, generator, steps, strength, churn):
         pull = strength * s / (1 + strength * s)
         return (1 - c * (1 - pull)) / t, -pull / t
 
-    for sigma, target in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, target in pairwise(sigmas):
         level = sigma * (1 + churn.gamma(sigma, steps))
         if level > sigma:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
@@ -217,11 +218,8 @@ def test_b2_score_exact_is_exact_on_gaussians(strength, mean, std, churn):
 
 def paper(strength, steps, reevaluate=False, batch=400):
     denoise = GaussianDenoiser(0.0, 1.0)
-    config = GuidanceConfig(mode="paper", strength=strength * steps / 256)
     config = GuidanceConfig(mode="paper", strength=strength)
-    out = run(
-        config, denoise, steps, batch, length=16, actions=6, reevaluate=denoise if reevaluate else None
-    )
+    out = run(config, denoise, steps, batch, length=16, actions=6, reevaluate=denoise if reevaluate else None)
     return float(out.mean()), float(out.std(0).mean())
 
 
@@ -268,29 +266,33 @@ def test_reachable_displacement(steps, reach):
 
 
 class MixtureActions:
-    """Actions from two Gaussians at +-1 (std .2), standardised; the other columns standard normal."""
+    """Each action from two Gaussians at +-1 (std .2), standardised; the other columns standard normal."""
 
     spread = math.sqrt(1.04)
 
-    def __init__(self):
+    def __init__(self, actions):
+        self.columns = slice(1, 1 + actions)
         means = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) / self.spread
         half = torch.tensor([0.5, 0.5], dtype=torch.float64)
-        self.actions = MixtureDenoiser(means, torch.full((2,), 0.2, dtype=torch.float64) / self.spread, half)
+        self.mixture = MixtureDenoiser(means, torch.full((2,), 0.2, dtype=torch.float64) / self.spread, half)
 
     def __call__(self, x, sigma):
         denoised = x / (1 + per_trajectory(sigma, x).square())
-        denoised[..., 1:2] = self.actions(x[:, 0, 1:2], sigma)[:, None]
+        actions = x[..., self.columns]
+        denoised[..., self.columns] = self.mixture(actions.reshape(-1, 1), sigma).reshape(actions.shape)
         return denoised
 
 
-def mixture_sample(mode, strength, steps, batch):
-    normalizer = statistics(1, 1, action_std=MixtureActions.spread)
+def mixture_sample(mode, strength, steps, batch, length=1, actions=1):
+    normalizer = statistics(1, actions, action_std=MixtureActions.spread)
     out = run(
         GuidanceConfig(mode=mode, strength=strength),
-        MixtureActions(),
+        MixtureActions(actions),
         steps,
         batch,
-        policy=constant_policy(1.0, 0.25),
+        length=length,
+        actions=actions,
+        policy=constant_policy(1.0, 0.25, actions),
         normalizer=normalizer,
         churn=Churn(80, 0.05, 50, 1.0),
     )
@@ -300,7 +302,7 @@ def mixture_sample(mode, strength, steps, batch):
 @pytest.mark.parametrize(("strength", "share"), [(0.25, 0.757), (0.5, 0.876), (1.0, 0.963)])
 def test_b10_mixture(strength, share):
     """score_exact underweights the choice between modes, and is exact inside each."""
-    action = mixture_sample("score_exact", strength, 256, 40_000)
+    action = mixture_sample("score_exact", strength, 256, 30_000)
     right = action > 0
     assert float(right.double().mean()) == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / 20_000))
     variance = 1 / (1 / 0.04 + strength / 0.25)
@@ -310,6 +312,10 @@ def test_b10_mixture(strength, share):
 
 @pytest.mark.parametrize("mode", ["paper", "score_exact"])
 def test_b4_likelihood_rises_with_strength(mode):
-    likelihood = [float(-((mixture_sample(mode, s, 64, 4_000) - 1) ** 2).mean()) for s in (0.0, 0.25, 0.5, 1.0, 2.0)]
-    assert likelihood == sorted(likelihood)
-    assert likelihood[-1] > likelihood[0] + 1
+    """Up to the point where mode paper has collapsed onto the policy's mode: from there on strength only stirs."""
+    errors = []
+    for strength in (0.0, 0.25, 0.5, 1.0, 2.0):
+        errors.append(float(((mixture_sample(mode, strength, 64, 100, 16, 6) - 1) ** 2).mean()))
+    assert all(later < earlier or later < 1e-3 for earlier, later in pairwise(errors)), errors
+    assert errors[0] > 2
+    assert errors[-1] < 0.06
