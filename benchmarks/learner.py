@@ -1,35 +1,29 @@
-"""How fast a learner trains on one CPU thread: ``python benchmarks/learner.py [--quick] [--json FILE]``.
+"""How fast a learner trains on one CPU thread: ``python -m benchmarks.learner [--quick] [--json FILE]``.
 
 TD3+BC and IQL of this project run in turns with a plain single-file TD3+BC, written below as such files usually are,
-and with bare matrix products of the size of the hidden layers, which bound what any implementation can reach. Only
+and with bare matrix products of the size of the hidden layers, which bound what float32 can reach. Only
 ratios within one run mean anything; updates per second depend on the machine and on what else it does.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.common import arguments, machine, report
 from raydiff.agents.registry import build_agent
 from raydiff.compute import configure_compute
 from raydiff.config import LearnerConfig
 from raydiff.types import Batch
 
 OBSERVATION, ACTION, WIDTH, BATCH = 17, 6, 256, 256
-GOAL_UPDATES = 200.0
-GOAL_AGAINST_EAGER = 1.5
-GOAL_SHARE_OF_BOUND = 0.7
+GOAL_AGAINST_PLAIN = 2.2
 
 
 # ------------------------------------------------------------------------------------------- the single-file peer
@@ -156,6 +150,7 @@ def measure(rounds: int, count: int) -> dict[str, float]:
         "iql_updates_per_second": statistics.median(rates["iql"]),
         "plain_td3_bc_updates_per_second": statistics.median(rates["plain"]),
         "matmul_gflops_per_second": statistics.median(rates["products"]) * product_flops / 1e9,
+        "matmul_bound_updates_per_second": statistics.median(rates["products"]) * product_flops / flops_per_update(),
         "td3_bc_against_plain": ratio("td3_bc", "plain"),
         "td3_bc_against_default_matmul": ratio("td3_bc", "td3_bc_default"),
         "iql_against_plain_td3_bc": ratio("iql", "plain"),
@@ -166,41 +161,11 @@ def measure(rounds: int, count: int) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------- report
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="Fewer rounds: half a minute.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write machine, figures and goals to this file.")
-    arguments = parser.parse_args()
-    figures = measure(rounds=15 if arguments.quick else 80, count=20)
-    targets = {
-        "td3_bc_updates_per_second": GOAL_UPDATES,
-        "td3_bc_against_plain": GOAL_AGAINST_EAGER,
-        "td3_bc_share_of_matmul_bound": GOAL_SHARE_OF_BOUND,
-    }
-    goals = {
-        name: {"value": figures[name], "goal": goal, "met": figures[name] >= goal} for name, goal in targets.items()
-    }
-    machine = {
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "torch": torch.__version__,
-        "compute": str(configure_compute(1, "auto")),
-    }
-    for key, value in machine.items():
-        print(f"{key:42s} {value}")
-    for name, value in figures.items():
-        note = f"   goal {targets[name]:g}: {'met' if goals[name]['met'] else 'missed'}" if name in targets else ""
-        print(f"{name:42s} {value:10.2f}{note}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "figures": figures, "goals": goals}, indent=2) + "\n")
+    chosen = arguments(__doc__)
+    figures = measure(rounds=15 if chosen.quick else 80, count=20)
+    description = machine(threads=1, compute=str(configure_compute(1, "auto")))
+    report(description, figures, {"td3_bc_against_plain": GOAL_AGAINST_PLAIN}, chosen.json)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 A table is divided into slots; a block fills one slot and overwriting the slot evicts the block. Records of
 terminated trajectories are fewer than a slot holds, so sampling goes through an index of the live rows, rebuilt
-on each write. Writes come from the ingestion thread in bounded slices, each under the lock that a gather takes,
-so that a batch never sees half a record.
+when their number changes. Writes come from the ingestion thread in bounded slices, each under the lock that a
+gather takes, so that a batch never sees half a record. Until its slice is written, a row of the block before stays
+live: a table of a single slot is never empty while a new block comes in.
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ class Table:
         """Replace what the slot holds by ``data`` (at most ``slot_rows`` transitions)."""
         if len(data) > self.slot_rows:
             raise ValueError(f"{len(data)} transitions do not fit a slot of {self.slot_rows}")
-        start = slot * self.slot_rows
+        start, held = slot * self.slot_rows, int(self._counts[slot])
         rows = torch.from_numpy(data.rows())
-        with self._lock:
-            self._set_count(slot, 0)
         for low in range(0, len(data), SLICE_ROWS):
             piece = rows[low : low + SLICE_ROWS]
+            high = low + len(piece)
             with self._lock:
-                self.records[start + low : start + low + len(piece)].copy_(piece)
+                self.records[start + low : start + high].copy_(piece)
+                self.versions[start + low : start + high] = policy_version
+                self._set_count(slot, max(held, high))
         with self._lock:
-            self.versions[start : start + self.slot_rows] = policy_version
             self._set_count(slot, len(data))
 
     def _set_count(self, slot: int, count: int) -> None:
-        if self._counts[slot] == count == 0:
+        if self._counts[slot] == count:
             return
         self._counts[slot] = count
         parts = [np.arange(c) + s * self.slot_rows for s, c in enumerate(self._counts) if c]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,19 +14,11 @@ from safetensors.torch import load_file, save_file
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.data.windows import make_windows
-from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.pretrain import load_or_pretrain
 from raydiff.dynamics.reward import train_reward_model
+from raydiff.roles.models import Models
 
 Progress = Callable[[str, int, int, float, float | None], None]
-
-
-@dataclass(frozen=True)
-class Models:
-    """What generators need: the denoiser, and the state of the reward model (``None``: rewards as generated)."""
-
-    bundle: DenoiserBundle
-    reward: dict[str, torch.Tensor] | None
 
 
 def prepare_models(config: Config, dataset: Dataset, cache: Path, progress: Progress | None = None) -> Models:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -18,13 +18,15 @@ import torch
 
 from raydiff.compute import configure_compute
 from raydiff.config import Config
-from raydiff.data.dataset import Dataset
-from raydiff.replay.block import BlockReport
-from raydiff.roles.evaluator import AuditReport, EvaluationReport, Evaluator
-from raydiff.roles.generator import Generator
-from raydiff.roles.learner import Learner, TrainReport
-from raydiff.roles.pretrainer import Models, prepare_models
 from raydiff.types import PolicyBlob, Transitions
+
+# Each actor imports its own role only, when it starts: the simulator and scipy are seconds that a generator can save.
+if TYPE_CHECKING:
+    from raydiff.data.dataset import Dataset
+    from raydiff.replay.block import BlockReport
+    from raydiff.roles.evaluator import AuditReport, EvaluationReport
+    from raydiff.roles.learner import TrainReport
+    from raydiff.roles.models import Models
 
 NO_WEIGHTS = np.zeros(0, np.float32)
 
@@ -53,6 +55,8 @@ class LearnerActor:
     def __init__(self, config: Config, real: Transitions, learner_id: str) -> None:
         _settle(config, config.learner.cpus, 0)
         _limit_gpu_memory(config.learner.device, config.learner.gpus)
+        from raydiff.roles.learner import Learner
+
         self.role = Learner(config, real, learner_id)
 
     @ray.method(concurrency_group="train", num_returns=2)
@@ -83,6 +87,8 @@ class SamplerActor:
         section = config.refiner if name.startswith("refiner") else config.generator
         _settle(config, section.cpus, section.nice)
         _limit_gpu_memory(section.device, section.gpus)
+        from raydiff.roles.generator import Generator
+
         self.role = Generator(config, models.bundle, models.reward, name, learner_id)
 
     def ready(self) -> int:
@@ -107,6 +113,8 @@ class EvaluatorActor:
 
     def __init__(self, config: Config, variance: np.ndarray) -> None:
         _settle(config, config.evaluation.cpus, config.evaluation.nice)
+        from raydiff.roles.evaluator import Evaluator
+
         self.role = Evaluator(config, variance)
 
     def ready(self) -> int:
@@ -131,6 +139,8 @@ class PretrainActor:
 
     @ray.method(concurrency_group="work")
     def run(self, dataset: Dataset, cache: str) -> None:
+        from raydiff.roles.pretrainer import prepare_models
+
         prepare_models(self.config, dataset, Path(cache), self._note)
 
     def _note(self, *progress: Any) -> None:

@@ -91,6 +91,9 @@ class Conductor:
 
     def on(self, event: m.Event) -> list[m.Command]:
         """Take one event into account and return what to do next. Raises ``RunFailed`` if the run cannot go on."""
+        call = getattr(event, "call", None)
+        if call is not None and call not in self.in_flight:  # its worker was declared dead before this answer came
+            return [m.Forget(event.report.provenance.block)] if isinstance(event, m.Produced) else []
         commands: list[m.Command] = []
         match event:
             case m.WorkerUp(worker):
@@ -98,7 +101,7 @@ class Conductor:
             case m.WorkerLost(worker):
                 self._lose(worker)
             case m.WorkerGone(worker):
-                self._give_up(worker)
+                commands += self._give_up(worker)
             case m.Produced(call, report):
                 commands += self._produced(self.in_flight.pop(call), report)
             case m.Ingested(call):
@@ -190,8 +193,19 @@ class Conductor:
     def _may_insert(self) -> bool:
         if self.warm_issued < self.config.replay.warmup:
             return True
-        training = any(isinstance(call, m.Train) for call in self.in_flight.values())
-        return self.limiter.may_insert() or (self.lag_blocks() and not training)
+        wasted = self._too_old(self.update) and not self.workers["refiner"]
+        return (self.limiter.may_insert() and not wasted) or self._must_renew()
+
+    def _must_renew(self) -> bool:
+        """Whether the learner rests because of the age of blocks that none on their way to the table replaces."""
+        if not self.lag_blocks() or any(isinstance(call, m.Train) for call in self.in_flight.values()):
+            return False
+        oldest = self.catalogue.oldest_version()
+        return oldest is not None and self._too_old(oldest)
+
+    def _too_old(self, version: int) -> bool:
+        """Whether the updates issued next may not sample data of this policy version any more."""
+        return self.max_lag is not None and self.issued + self.next_chunk() - version > self.max_lag
 
     def _issue_production(self) -> list[m.Command]:
         commands: list[m.Command] = []
@@ -229,7 +243,9 @@ class Conductor:
         if not self.warm or self.config.guidance.kind == "none":
             return None
         taken = {call.parent for call in self.in_flight.values() if isinstance(call, m.Refine)}
-        parent = next((block for block in self.stale if block not in taken), None)
+        # Brought to a policy that is too old itself, a stale block would only come back as stale.
+        timely = not self._too_old(self.update)
+        parent = next((block for block in self.stale if timely and block not in taken), None)
         if parent is None:
             entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag)
             if entry is None:
@@ -282,10 +298,7 @@ class Conductor:
             self._count(shard, -1)
             self.discards["blocks: empty"] += 1
             return [m.Forget(block)]
-        late = self.max_lag is not None and (
-            self.issued + self.next_chunk() - report.provenance.policy_version > self.max_lag
-        )
-        if late and not shard.warm:
+        if self._too_old(report.provenance.policy_version) and not shard.warm:
             if self.workers["refiner"]:
                 self.stale[block] = report
                 return []
@@ -347,14 +360,17 @@ class Conductor:
             elif isinstance(call, m.Evaluate):
                 self.evaluation_due = not call.final
 
-    def _give_up(self, worker: str) -> None:
+    def _give_up(self, worker: str) -> list[m.Command]:
         self._lose(worker)
         role = worker.split("/")[0]
         self.workers[role].remove(worker)
-        if role == "refiner" and not self.workers[role]:
-            for block in self.stale:
-                self._count(Shard(block, warm=False), -1)
-                self.discards["blocks: older than max_lag on arrival"] += 1
-            self.stale.clear()
-        elif not self.workers[role]:
+        if self.workers[role] or (role == "generator" and self.learned):
+            return []
+        if role != "refiner":
             raise RunFailed(f"every {role} is gone: {worker} was the last and died too often")
+        forgotten: list[m.Command] = [m.Forget(block) for block in self.stale]
+        for block in self.stale:
+            self._count(Shard(block, warm=False), -1)
+            self.discards["blocks: older than max_lag on arrival"] += 1
+        self.stale.clear()
+        return forgotten

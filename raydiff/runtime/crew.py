@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from raydiff.config import Config
-from raydiff.roles.pretrainer import Models
+from raydiff.roles.models import Models
 from raydiff.runtime import messages as m
 from raydiff.types import PolicyBlob, Transitions
 

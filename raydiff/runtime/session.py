@@ -22,7 +22,8 @@ from raydiff.metrics import MetricsWriter
 from raydiff.presets import derive
 from raydiff.replay.provenance import write_provenance
 from raydiff.report import write_report
-from raydiff.roles.pretrainer import Models, prepare_models
+from raydiff.roles.models import Models
+from raydiff.roles.pretrainer import prepare_models
 from raydiff.run_folder import OnExisting, create_run_folder
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Crew, Materials

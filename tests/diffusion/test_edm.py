@@ -107,9 +107,10 @@ def test_exact_denoisers_against_autograd(sigma):
     normal = torch.distributions.MultivariateNormal(means[0], total)
     squared = (x[:, None] - means).square().sum(-1)
     variance = std**2 + sigma**2
+    mixture = (weights.log() - squared / (2 * variance) - variance.log()).logsumexp(1)
     cases = [
         (CovarianceDenoiser(means[0], covariance), normal.log_prob(x)),
-        (MixtureDenoiser(means, std, weights), (weights.log() - squared / (2 * variance) - variance.log()).logsumexp(1)),
+        (MixtureDenoiser(means, std, weights), mixture),
         (AtomDenoiser(means, weights), (weights.log() - squared / (2 * sigma**2)).logsumexp(1)),
     ]
     for denoiser, log_density in cases:
@@ -140,7 +141,8 @@ def test_guided_forms_agree():
     x, denoised, guidance = (torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(3))
     sigma = 1.7
     guided = guided_denoised(denoised, guidance, sigma)
-    torch.testing.assert_close(score_from_denoised(x, guided, sigma), score_from_denoised(x, denoised, sigma) + guidance)
+    unguided_score = score_from_denoised(x, denoised, sigma)
+    torch.testing.assert_close(score_from_denoised(x, guided, sigma), unguided_score + guidance)
     # x_edm = x_vp / alpha, so a gradient with respect to x_vp is that with respect to x_edm divided by alpha.
     _, alpha, sigma_t = edm_to_vp(x, sigma)
     noise = guided_noise(noise_from_denoised(x, denoised, sigma), guidance / alpha, sigma_t)

@@ -150,7 +150,8 @@ def test_score_exact_formula(space):
     normalizer, policy, x, denoised = random_case(space)
     denoised[0, 0, 5:7] = torch.tensor([9.0, -9.0], dtype=torch.float64)  # a saturated action
     strength, sigma = 2.0, 0.7
-    shifted, guided = PolicyGuidance(policy, normalizer, GuidanceConfig(strength=strength), 8)(x, sigma, denoised, 0, True)
+    guide = PolicyGuidance(policy, normalizer, GuidanceConfig(strength=strength), 8)
+    shifted, guided = guide(x, sigma, denoised, 0, True)
     assert torch.equal(shifted, x)
     std, mean = normalizer.std[5:7], normalizer.mean[5:7]
     target, variance = policy.distribution(denoised[..., :5] * normalizer.std[:5] + normalizer.mean[:5])

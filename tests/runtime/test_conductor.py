@@ -1,0 +1,426 @@
+"""Any order of completions and any losses, against a simulated learner table and an account of its own.
+
+Train calls execute and complete in order, Ingest calls likewise, beside each other (two threads of one actor); all
+other calls complete in any order. Executing and hearing of it are separate steps, as they are on a cluster.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raydiff.config import Config
+from raydiff.replay.block import BlockReport
+from raydiff.runtime import messages as m
+from raydiff.runtime.conductor import LEARNER, Conductor
+from raydiff.types import Provenance
+
+BATCH, LENGTH = 4, 3
+ROWS = BATCH * (LENGTH - 1)
+SYNTHETIC = 2  # of the four transitions of a batch
+LIMIT = 6_000  # events; a run that needs more makes no progress
+
+ROLES = ("train", "ingest", "generate", "refine", "evaluate", "up")
+
+
+@dataclass
+class Habits:
+    """How a world behaves: the seed of its choices, how readily each kind of thing finishes, and its accidents."""
+
+    seed: int = 0
+    pace: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 1.0))
+    losses: int = 0
+    gone: int = 0
+    partial: float = 0.0
+    empty: float = 0.0
+
+
+class World:
+    """Executes what a conductor asks for and checks, command by command, that it may ask for it."""
+
+    def __init__(self, config: Config, habits: Habits) -> None:
+        self.config, self.habits, self.random = config, habits, random.Random(habits.seed)
+        self.conductor = Conductor(config, "learner")
+        self.down = [name for names in self.conductor.workers.values() for name in names if name != LEARNER]
+        self.up = {LEARNER}  # the learner starts before the others: they need its first policy
+        self.guided = config.guidance.kind != "none"
+        self.max_lag = config.replay.max_lag if self.guided else None
+        # calls: issued and unheard; those of the learner by stage
+        self.pending: dict[int, m.Call] = {}
+        self.version_at: dict[int, int] = {}
+        self.todo: dict[type, deque[m.Call]] = {m.Train: deque(), m.Ingest: deque()}
+        self.done: dict[type, deque[m.Event]] = {m.Train: deque(), m.Ingest: deque()}
+        self.losses, self.goners = habits.losses, habits.gone
+        self.orphans: list[m.Call] = []  # lost with their worker, and yet answered
+        # learner: updates asked for, done, heard of; slot -> policy version, in its table and as heard of
+        self.issued = self.executed = self.newest = 0
+        self.table: dict[int, int] = {}
+        self.heard: dict[int, int] = {}
+        # blocks: reports of those that exist, every number ever used, those counted as on their way
+        self.store: dict[int, BlockReport] = {}
+        self.numbers: set[int] = set()
+        self.inserting: set[int] = set()
+        self.ingests: dict[int, int] = {}
+        self.inserted = self.sampled = 0
+        # shards: issued and unheard, lost and not yet made again, all ever; whether they belong to the warm-up
+        self.shard_of: dict[int, int] = {}
+        self.lost: set[int] = set()
+        self.warm_shards: set[int] = set()
+        self.warm_out: set[int] = set()
+        self.used: set[int] = set()
+        self.evaluations: list[bool] = []
+        self.events = 0
+
+    # --- choosing what happens next ---
+
+    def run(self, limit: int = LIMIT) -> None:
+        self.feed(m.WorkerUp(LEARNER))
+        while not self.conductor.finished:
+            assert self.events < limit, f"no end after {limit} events: {self.conductor.why_learner_waits()}"
+            self.step()
+        self.check_end()
+
+    def step(self) -> None:
+        options = self.options()
+        assert options, f"nothing can happen any more: {self.conductor.why_learner_waits()}"
+        weights = [self.habits.pace[kind] for kind, _, _ in options]
+        _, what, subject = self.random.choices(options, weights)[0]
+        if what == "execute":
+            self.execute(subject)
+        elif what == "learner":
+            self.feed(self.done[subject].popleft())
+        elif what == "orphan":
+            self.orphans.remove(subject)
+            self.orphan(self.complete(subject))
+        elif what == "worker":
+            self.down.remove(subject)
+            self.up.add(subject)
+            self.feed(m.WorkerUp(subject))
+        else:
+            self.feed(self.complete(subject))
+        if self.losses and self.random.random() < 0.1:
+            self.accident()
+
+    def options(self) -> list[tuple[str, str, object]]:
+        options: list[tuple[str, str, object]] = [("up", "worker", name) for name in self.down]
+        options += [("up", "orphan", call) for call in self.orphans]
+        for kind, name in ((m.Train, "train"), (m.Ingest, "ingest")):
+            options += [(name, "execute", kind)] if self.todo[kind] else []
+            options += [(name, "learner", kind)] if self.done[kind] else []
+        for call in self.pending.values():
+            if isinstance(call, m.Generate | m.Refine):
+                options.append(("generate" if call.worker.startswith("gen") else "refine", "complete", call))
+            elif isinstance(call, m.Evaluate | m.Audit):
+                options.append(("evaluate", "complete", call))
+        return options
+
+    def accident(self) -> None:
+        """A worker dies, starting or working, and is replaced or (not the last of a needed role) given up."""
+        worker = self.random.choice(sorted({*self.down, *self.up} - {LEARNER}))
+        role = worker.split("/")[0]
+        peers = [name for name in [*self.down, *self.up] if name.startswith(role)]
+        gone = self.goners > 0 and (len(peers) > 1 or role == "refiner") and self.random.random() < 0.5
+        self.losses -= 1
+        for number in [n for n, call in self.pending.items() if call.worker == worker]:
+            call = self.pending.pop(number)
+            self.lose(call)
+            if self.random.random() < 0.3:
+                self.orphans.append(call)
+        if worker in self.up:
+            self.up.remove(worker)
+            self.down.append(worker)
+        if gone:
+            self.goners -= 1
+            self.down.remove(worker)
+        self.feed(m.WorkerGone(worker) if gone else m.WorkerLost(worker))
+
+    def lose(self, call: m.Call) -> None:
+        if isinstance(call, m.Generate):
+            self.lost.add(call.shard)
+            self.warm_out.discard(call.shard)
+            self.inserting.discard(call.block)
+
+    def orphan(self, event: m.Event) -> None:
+        """An answer of a call that was given up: its block is dropped, and nothing else comes of it."""
+        expected = [m.Forget(event.report.provenance.block)] if isinstance(event, m.Produced) else []
+        assert self.conductor.on(event) == expected
+        self.check()
+
+    # --- executing calls ---
+
+    def execute(self, kind: type) -> None:
+        call = self.todo[kind].popleft()
+        if isinstance(call, m.Ingest):
+            self.table[call.slot] = call.policy_version
+            self.done[kind].append(m.Ingested(call.call))
+            return
+        assert isinstance(call, m.Train)
+        assert self.table or not self.config.generator.count, "an update with an empty table"
+        if self.max_lag is not None and self.table:
+            lag = self.executed + call.updates - 1 - min(self.table.values())
+            assert lag <= self.max_lag, f"a row {lag} updates old may be sampled (max_lag={self.max_lag})"
+        self.executed += call.updates
+        self.done[kind].append(m.Trained(call.call, self.executed))
+
+    def complete(self, call: m.Call) -> m.Event:
+        if isinstance(call, m.Evaluate):
+            return m.Evaluated(call.call)
+        if isinstance(call, m.Audit):
+            return m.Audited(call.call)
+        assert isinstance(call, m.Generate | m.Refine)
+        kept = BATCH
+        if self.random.random() < self.habits.partial:
+            kept = self.random.randrange(1, BATCH + 1)
+        if self.random.random() < self.habits.empty:
+            kept = 0
+        parent = call.parent if isinstance(call, m.Refine) else None
+        origin = Provenance(
+            call.block, "learner", call.worker, call.shard, 0, self.version_at[call.call], "", "", 0.0, 1, parent
+        )
+        return m.Produced(call.call, BlockReport(origin, kept, kept * (LENGTH - 1), dropped={"not finite": BATCH - kept}))
+
+    # --- hearing, and the account of it ---
+
+    def feed(self, event: m.Event) -> None:
+        self.events += 1
+        block = None
+        if not isinstance(event, m.WorkerUp | m.WorkerLost | m.WorkerGone):
+            call = self.pending.pop(event.call, None)
+            assert call is not None
+            if isinstance(event, m.Produced):
+                block = event.report.provenance.block
+                self.produced(call, event.report)
+            elif isinstance(event, m.Ingested):
+                self.ingested(call)
+            elif isinstance(event, m.Trained):
+                self.newest = event.update
+            elif isinstance(call, m.Evaluate):
+                self.evaluations.append(call.final)
+        commands = self.conductor.on(event)
+        for command in commands:
+            self.take(command)
+        if block is not None and block in self.store and not self.store[block].transitions:
+            raise AssertionError("an empty block is kept")
+        self.check()
+
+    def produced(self, call: m.Call, report: BlockReport) -> None:
+        self.store[report.provenance.block] = report
+        if isinstance(call, m.Refine):
+            if call.parent in self.inserting and call.parent in self.conductor.stale:
+                self.inserting.remove(call.parent)
+                self.inserting.add(call.block)
+        elif not report.transitions:
+            self.warm_out.discard(call.shard)
+
+    def ingested(self, call: m.Ingest) -> None:
+        self.heard[call.slot] = call.policy_version
+        transitions = self.ingests.pop(call.block)
+        if call.block in self.inserting:
+            self.inserting.remove(call.block)
+            self.inserted += transitions
+
+    @property
+    def lead(self) -> float:
+        return self.inserted * self.config.replay.samples_per_insert - self.sampled
+
+    def next_chunk(self) -> int:
+        every, learner = self.config.evaluation.every, self.config.learner
+        return min(learner.chunk, learner.updates - self.issued, every - self.issued % every)
+
+    def take(self, command: m.Command) -> None:
+        if isinstance(command, m.Forget):
+            assert command.block in self.store, f"{command} names a block that is not there"
+            del self.store[command.block]
+            if command.block not in self.ingests:
+                self.inserting.discard(command.block)
+            return
+        assert command.worker in self.up, f"{command} for a worker that is not up"
+        getattr(self, type(command).__name__.lower())(command)
+        self.pending[command.call] = command
+        self.version_at[command.call] = self.newest
+
+    def train(self, call: m.Train) -> None:
+        self.issued += call.updates
+        self.sampled += call.updates * (SYNTHETIC if self.config.generator.count else 0)
+        self.todo[m.Train].append(call)
+
+    def ingest(self, call: m.Ingest) -> None:
+        report = self.store[call.block]
+        assert call.policy_version == report.provenance.policy_version
+        assert 0 <= call.slot < self.conductor.limits.slots
+        self.ingests[call.block] = report.transitions
+        self.todo[m.Ingest].append(call)
+
+    def generate(self, call: m.Generate) -> None:
+        self.new_block(call.block)
+        if call.shard in self.lost:
+            self.lost.remove(call.shard)
+        else:
+            self.new_shard(call)
+        warm = call.shard in self.warm_shards
+        if warm:
+            self.warm_out.add(call.shard)
+        else:
+            self.inserting.add(call.block)
+        assert call.guided == (self.guided and (not warm or self.config.replay.warmup_guidance))
+        assert call.trajectories == BATCH
+
+    def new_shard(self, call: m.Generate) -> None:
+        """A shard that nobody has made: of the warm-up, or allowed by the ratio, or forced by the age of the data."""
+        assert not self.lost, f"shard {call.shard} is new while {self.lost} wait to be made again"
+        assert call.shard not in self.used
+        self.used.add(call.shard)
+        if len(self.warm_out) * BATCH < self.config.replay.warmup:
+            self.warm_shards.add(call.shard)
+            return
+        replay = self.config.replay
+        ahead = replay.ahead * ROWS * replay.samples_per_insert
+        if self.lead + len(self.inserting) * ROWS * replay.samples_per_insert < ahead:
+            return
+        assert self.max_lag is not None, "an insert beyond the ratio"
+        assert not any(isinstance(other, m.Train) for other in self.pending.values())
+        # Of what is heard to be in the table or is on its way there, the last of each slot.
+        latest = dict(self.heard)
+        latest |= {o.slot: o.policy_version for o in self.pending.values() if isinstance(o, m.Ingest)}
+        assert self.issued + self.next_chunk() - min(latest.values()) > self.max_lag
+
+    def refine(self, call: m.Refine) -> None:
+        self.new_block(call.block)
+        assert call.shard not in self.used
+        self.used.add(call.shard)
+        assert call.parent in self.store, f"{call} names a block that is not there"
+        assert all(o.parent != call.parent for o in self.pending.values() if isinstance(o, m.Refine))
+        lag = self.newest - self.store[call.parent].provenance.policy_version
+        assert call.parent in self.conductor.stale or lag >= self.config.refiner.min_lag
+
+    def new_block(self, block: int) -> None:
+        assert block not in self.numbers
+        self.numbers.add(block)
+
+    def evaluate(self, call: m.Evaluate) -> None:
+        assert not any(isinstance(other, m.Evaluate) for other in self.pending.values())
+        assert call.final == (self.newest == self.config.learner.updates)
+        assert not (call.final and True in self.evaluations), "a second final evaluation"
+
+    def audit(self, call: m.Audit) -> None:
+        assert self.config.evaluation.audit
+        assert call.block in self.store, f"{call} names a block that is not there"
+        assert call.refreshed == (self.store[call.block].provenance.parent_block is not None)
+
+    # --- what holds after every event ---
+
+    def check(self) -> None:
+        conductor, limiter, replay = self.conductor, self.conductor.limiter, self.config.replay
+        assert not conductor.stalled(), f"stalled: {conductor.why_learner_waits()}"
+        assert self.down or self.pending or conductor.finished
+        block_samples = ROWS * replay.samples_per_insert
+        on_its_way = len(self.inserting) * block_samples
+        if self.config.generator.count:
+            assert self.sampled <= self.inserted * replay.samples_per_insert + replay.behind * block_samples + 1e-6
+        if self.max_lag is None:
+            assert self.lead + on_its_way <= (replay.ahead + 1) * block_samples + 1e-6
+        assert (limiter.inserted, limiter.sampled) == (self.inserted, self.sampled)
+        assert limiter.inserting == len(self.inserting) * ROWS
+        assert set(self.store) == {*conductor.catalogue.entries, *conductor.stale}, "a block is kept and never named again"
+        busy = Counter((call.worker, type(call)) for call in self.pending.values())
+        total = Counter(call.worker for call in self.pending.values())
+        assert busy[LEARNER, m.Train] <= self.config.learner.in_flight
+        for worker, count in total.items():
+            if worker.startswith("generator"):
+                assert count <= self.config.generator.in_flight
+                assert busy[worker, m.Refine] <= 1
+            elif not worker.startswith("learner"):
+                assert count <= (2 if worker.startswith("evaluator") else 1)
+        if self.lost and self.newest < self.config.learner.updates:
+            free = [w for w in self.up if w.startswith("generator") and total[w] < self.config.generator.in_flight]
+            assert not free, f"{free} may make the lost shards {self.lost} and do not"
+
+    def check_end(self) -> None:
+        assert self.issued == self.executed == self.newest == self.config.learner.updates
+        assert self.evaluations.count(True) == 1
+        assert self.evaluations[-1]
+        assert len(self.store) <= self.conductor.limits.slots + len(self.conductor.stale)
+        assert self.conductor.on(m.WorkerUp(LEARNER)) == [], "work is issued after the end"
+
+
+def make_config(**values: object) -> Config:
+    """Small numbers; ``behind`` is raised where ``ahead`` alone would stall."""
+    replay = {"samples_per_insert": 1.0, "ahead": 1.0, "behind": 1.0, "generation": BATCH, "warmup": 1, "lifetime": 2}
+    replay |= values.pop("replay", {})
+    learner = {"batch_size": 2 * SYNTHETIC, "chunk": 2, "updates": 20} | values.pop("learner", {})
+    least = learner["chunk"] * SYNTHETIC / (ROWS * replay["samples_per_insert"])
+    replay["behind"] = max(replay["behind"], least - replay["ahead"] + 1e-9 if least > replay["ahead"] else 0.0)
+    generator = {"batch": BATCH} | values.pop("generator", {})
+    rest = {"denoiser": {"length": LENGTH}, **values}
+    return Config.model_validate({"replay": replay, "learner": learner, "generator": generator, **rest})
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    chunk = draw(st.integers(1, 8))
+    lifetime, generation = draw(st.integers(1, 3)), draw(st.integers(1, 16))
+    slots = max(1, lifetime * generation // BATCH)
+    return make_config(
+        generator={
+            "count": draw(st.integers(0, 4)),
+            "in_flight": draw(st.integers(1, 3)),
+            "refine_when_idle": draw(st.booleans()),
+        },
+        refiner={"count": draw(st.integers(0, 3)), "min_lag": draw(st.integers(1, 20))},
+        guidance={"kind": draw(st.sampled_from(["policy", "policy", "policy", "none"]))},
+        learner={"chunk": chunk, "in_flight": draw(st.integers(1, 3)), "updates": draw(st.integers(1, 60))},
+        replay={
+            "samples_per_insert": draw(st.sampled_from([0.3, 1.0, 2.0, 7.5])),
+            "ahead": draw(st.sampled_from([0.1, 0.5, 1.0, 2.5])),
+            "behind": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])),
+            "lifetime": lifetime,
+            "generation": generation,
+            "warmup": draw(st.integers(1, slots * BATCH)),
+            "warmup_guidance": draw(st.booleans()),
+            "max_lag": draw(st.sampled_from([None, chunk, chunk, chunk + 1, 2 * chunk, 5 * chunk])),
+        },
+        evaluation={
+            "count": draw(st.integers(1, 2)),
+            "every": draw(st.integers(1, 30)),
+            "audit": draw(st.sampled_from([0, 8])),
+        },
+    )
+
+
+@st.composite
+def habits(draw: st.DrawFn) -> Habits:
+    return Habits(
+        seed=draw(st.integers(0, 2**32)),
+        pace={role: draw(st.sampled_from([0.02, 0.3, 1.0, 5.0])) for role in ROLES},
+        losses=draw(st.sampled_from([0, 0, 3, 20])),
+        gone=draw(st.integers(0, 3)),
+        partial=draw(st.sampled_from([0.0, 0.5])),
+        empty=draw(st.sampled_from([0.0, 0.0, 0.2])),
+    )
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(configs(), habits())
+def test_any_order_of_completions_and_any_losses(config: Config, habits: Habits) -> None:
+    World(config, habits).run()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("refiners", [0, 1])
+@pytest.mark.parametrize("slow", ["generate", "ingest", "refine", "train"])
+def test_tight_max_lag_and_slow_weights_keep_training(seed: int, refiners: int, slow: str) -> None:
+    """Every block is old when it arrives: it was asked for long before the updates that have been done since."""
+    pace = {role: 0.01 if role == slow else 1.0 for role in ROLES}
+    config = make_config(
+        generator={"count": 2, "in_flight": 2},
+        refiner={"count": refiners, "min_lag": 4},
+        learner={"chunk": 4, "in_flight": 3, "updates": 200},
+        replay={"max_lag": 4, "lifetime": 4, "warmup": 16, "samples_per_insert": 4.0, "behind": 4.0},
+        evaluation={"every": 50},
+    )
+    World(config, Habits(seed, pace)).run(limit=6_000)
