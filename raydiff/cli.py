@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ from rich.table import Table
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
 
+# Typer may bring a Click of its own, so the base of all usage errors is reached through Typer.
+_UsageError: Any = typer.BadParameter.__base__
+
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     help="Offline RL with guided diffusion data, on Ray.",
     rich_markup_mode=None,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Collect datasets and look at them.", rich_markup_mode=None)
+data_app = typer.Typer(help="Collect datasets and look at them.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 
@@ -120,7 +123,7 @@ def data_info(
 
 def _preset_and_overrides(preset: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
     """``raydiff train key=value`` names no preset: then the first argument is an override."""
-    if preset is not None and "=" in str(preset) and not preset.exists():
+    if preset is not None and "=" in str(preset) and not os.path.isfile(preset):
         return None, [str(preset), *(overrides or [])]
     return preset, overrides or []
 
@@ -138,21 +141,21 @@ def guarded(command: Callable[[], Any]) -> int:
         errors.print(f"raydiff: the run failed: {error}", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        errors.print("raydiff: stopped by Ctrl-C; metrics so far are kept in the run folder.", highlight=False)
+        errors.print("raydiff: stopped by Ctrl-C; a run folder keeps what was written so far.", highlight=False)
         return 130
 
 
 def main() -> None:
     """Entry point of the ``raydiff`` script."""
-    import click
 
     def command() -> None:
         try:
-            app(standalone_mode=False)
-        except click.exceptions.Abort:
+            app(sys.argv[1:] or ["--help"], prog_name="raydiff", standalone_mode=False)
+        except typer.Abort:
             raise KeyboardInterrupt from None
-        except click.ClickException as error:
-            raise UserError(f"{error.format_message()} See raydiff --help.") from None
+        except _UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else "raydiff"
+            raise UserError(f"{' '.join(error.format_message().split())} See {path} --help.") from None
 
     sys.exit(guarded(command))
 

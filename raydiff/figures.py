@@ -27,6 +27,7 @@ _FIXED = {"guided": (BLUE, "o"), "real_only": (VERMILION, "s"), "unguided": (GRE
 _OTHERS = ((PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (INK, "X"))
 
 # Values that span more than this factor are drawn on a logarithmic axis.
+_FAR_BELOW = 1e3
 _LOG_SPREAD = 20.0
 
 
@@ -230,8 +231,9 @@ def _draw_dynamics(axes: Axes, records: list[Record], arms: list[str], floor: fl
             _scatter(axes, arm, name, points, arms)
             drawn += [ratio for _, ratio in points]
     if floor is not None:
-        axes.axhline(floor, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label="floor: real data")
-        drawn.append(floor)
+        axes.axhline(floor, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label=f"floor: real data, {floor:.1g}")
+        if floor * _FAR_BELOW > min(drawn):  # an exact simulator's floor is zero to the eye: the axis need not reach it
+            drawn.append(floor)
     if max(drawn) > 0.5:
         axes.axhline(1.0, color=INK, linewidth=1.0, label="persistence")
     _scale(axes, drawn)

@@ -2,7 +2,7 @@
 
 A preset holds only what differs from the defaults. It may start from another (``extends: base.yaml``, beside it)
 and offer variants (``scales: {tiny: {learner.updates: 200}}``, chosen by ``scale=tiny``). Later wins:
-defaults, preset, scale, command line.
+defaults, preset, scale, command line. ``arms={}`` drops the arms of a preset, ``arms.NAME=null`` one of them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,28 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """
     preset, scales = _read_preset(Path(path)) if path is not None else ({}, {})
     given = [_parse_override(text) for text in overrides]
-    chosen = [value for key, value in given if key == "scale"]
-    for scale in chosen:
+    for scale in [str(value) for key, value in given if key == "scale"]:
         if scale not in scales:
-            raise UserError(f"scale={scale}: {path} has no such scale. It offers: {', '.join(scales) or 'none'}.")
-        _merge(preset, _nest(scales[scale], f"{path}, scales.{scale}"))
+            has = f"{path} has no such scale" if path is not None else "scales come with a preset, and none is given"
+            raise UserError(f"scale={scale}: {has}. On offer: {', '.join(scales) or 'none'}.")
+        _merge(preset, _nest(scales[scale]))
     for key, value in given:
         if key != "scale":
-            _merge(preset, _nest({key: value}, f"override {key}"))
-    return validate(preset, str(path) if path is not None else "the command line")
+            nested = _nest({key: value})
+            _check_keys(Config, nested, "", "the command line")
+            _merge(preset, nested)
+    sources = ([str(path)] if path is not None else []) + (["the command line"] if given or path is None else [])
+    return validate(preset, " with ".join(sources))
 
 
 def validate(values: Mapping[str, Any], where: str) -> Config:
-    """Turn nested values into a ``Config``; every complaint names the key and ``where`` it was read."""
+    """Turn nested values into a ``Config``; every complaint names the key and ``where`` it was read.
+
+    Arms without a value are dropped: that is how an override takes one away.
+    """
+    arms = values.get("arms") or {}
+    if isinstance(arms, Mapping):
+        values = {**values, "arms": {name: changes for name, changes in arms.items() if changes is not None}}
     _check_keys(Config, values, "", where)
     try:
         return Config.model_validate(values)
@@ -53,11 +62,21 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
 
 
 def derive(config: Config, overrides: Mapping[str, Any], where: str) -> Config:
-    """A copy of ``config`` with dotted overrides, as the arms of a run are made."""
+    """A copy of ``config`` with dotted overrides, as the arms of a run are made.
+
+    Raises ``UserError`` for what ``validate`` refuses, and for data or models that are not those of ``config``.
+    """
     values = config.model_dump(mode="json")
     values["arms"] = {}
-    _merge(values, _nest(overrides, where))
-    return validate(values, where)
+    _merge(values, _nest(overrides))
+    arm = validate(values, where)
+    for section in ("data", "denoiser", "reward"):
+        if getattr(arm, section) != getattr(config, section):
+            raise UserError(
+                f"{where} changes {section}, but the arms of a run share its data and models. Remove the {section} "
+                f"keys from {where}, or make it a run of its own."
+            )
+    return arm
 
 
 def dump(config: Config) -> str:
@@ -90,7 +109,9 @@ def _describe(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]
     return rows
 
 
-def _read_preset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_preset(path: Path, extended: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    if path.resolve() in extended:
+        raise UserError(f"{path} extends itself, directly or through others. Remove one of the extends lines.")
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -106,9 +127,12 @@ def _read_preset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     base: dict[str, Any] = {}
     scales: dict[str, Any] = {}
     if "extends" in content:
-        base, scales = _read_preset(path.parent / str(content.pop("extends")))
-    scales = {**scales, **(content.pop("scales", None) or {})}
-    _merge(base, _nest(content, str(path)))
+        base, scales = _read_preset(path.parent / str(content.pop("extends")), (*extended, path.resolve()))
+    offered = content.pop("scales", None) or {}
+    if not isinstance(offered, dict) or not all(isinstance(scale, dict) for scale in offered.values()):
+        raise UserError(f"In {path}, scales must map the name of each scale to its keys and values.")
+    scales |= {str(name): scale for name, scale in offered.items()}
+    _merge(base, _nest(content))
     return base, scales
 
 
@@ -124,13 +148,13 @@ def _parse_override(text: str) -> tuple[str, Any]:
         ) from None
 
 
-def _nest(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys to nested mappings, except below ``arms``, whose overrides stay dotted."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         parts = str(key).split(".")
         if parts[0] != "arms" and isinstance(value, Mapping):
-            value = _nest(value, where)
+            value = _nest(value)
         for part in reversed(parts):
             value = {part: value}
         _merge(nested, value)
@@ -138,8 +162,9 @@ def _nest(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Put ``values`` over ``into``, group by group; an empty group clears the one below."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+        if isinstance(value, Mapping) and value and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value

@@ -38,7 +38,7 @@ def collect(
         raise UserError(f"no behaviour {level!r} to collect with; known: {', '.join(LEVELS)}.")
     if transitions < 1:
         raise UserError(f"cannot collect {transitions} transitions; ask for at least one.")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     spec = environment_spec(environment, version)
     attributes: dict[str, str | int] = {
@@ -61,8 +61,8 @@ def collect(
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path}: the collected dataset cannot be written ({error}). Give a folder with write permission and "
-            f"free space, by data.cache or the variable RAYDIFF_CACHE."
+            f"{path}: the collected dataset cannot be written ({error}). Give a file in a folder with write "
+            f"permission and free space, by --out, data.cache or the variable RAYDIFF_CACHE."
         ) from error
     return path
 

@@ -6,6 +6,7 @@ A file that cannot be trusted is refused with one paragraph that says which arra
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -29,7 +30,7 @@ def read_d4rl(path: str | Path, max_episode_steps: int = 1000) -> Dataset:
     Files of float64 and rewards or flags of shape ``(N, 1)`` are accepted. Without ``timeouts`` the ends of
     episodes follow from ``max_episode_steps``. Every fault of the file is a ``UserError``.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     arrays, attributes = _read_arrays(path)
     count = len(arrays["observations"])
     if count == 0:
@@ -66,8 +67,8 @@ def read_d4rl(path: str | Path, max_episode_steps: int = 1000) -> Dataset:
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "does not exist"
         raise UserError(f"{path}: the dataset file {what}. Give data.file=PATH of a D4RL-schema HDF5 file.")
     try:
         with h5py.File(path, "r") as file:
@@ -83,8 +84,8 @@ def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             return arrays, {key: str(value) for key, value in file.attrs.items()}
     except OSError as error:
         raise UserError(
-            f"{path}: the file cannot be read as HDF5 ({error}). It is damaged, cut short or of another format; "
-            f"collect or download it again."
+            f"{path}: the file cannot be read as HDF5 ({error}). Where its permissions are not at fault, it is "
+            f"damaged, cut short or of another format; collect or download it again."
         ) from error
 
 
@@ -92,7 +93,7 @@ def _convert(path: Path, name: str, source: h5py.Dataset) -> np.ndarray:
     """One array in the shape and type of ``Dataset``, or the reason why it cannot be."""
     if source.dtype.kind not in "fiub":
         raise UserError(f"{path}: '{name}' holds values of type {source.dtype}, not numbers.")
-    shape, want = source.shape, 2 if name in _MATRICES else 1
+    shape, want = source.shape or (), 2 if name in _MATRICES else 1
     if want == 1 and len(shape) == 2 and shape[1] == 1:
         shape = shape[:1]
     if len(shape) != want or 0 in shape[1:]:

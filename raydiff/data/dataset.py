@@ -111,6 +111,11 @@ class Dataset:
             known[-1:] = False
             rows = np.flatnonzero(known if semantics == "dynamics" else known | self.terminal)
             successor = self.observation[np.where(known[rows], rows + 1, rows)]
+        if semantics == "raydiff" and not len(rows):
+            raise UserError(
+                f"{self.path}: none of the {len(self)} rows is a transition, because no successor is known. Store "
+                f"'next_observations', or give episodes of more than one row."
+            )
         return Transitions(
             observation=self.observation[rows],
             action=self.action[rows],

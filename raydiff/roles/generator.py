@@ -12,7 +12,7 @@ from raydiff.agents.policy import Policy
 from raydiff.config import Config
 from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.dynamics.reward import RewardModel
-from raydiff.generators.api import GeneratedTrajectories
+from raydiff.generators.api import GeneratedTrajectories, action_deviation
 from raydiff.generators.pgd import TrajectoryGenerator
 from raydiff.generators.refine import refresh
 from raydiff.generators.relabel import relabel_rewards
@@ -86,6 +86,9 @@ class Generator:
         parent: int | None,
         sampling: tuple[float, float],
     ) -> tuple[np.ndarray, BlockReport]:
+        deviation = made.deviation
+        if deviation is None:  # unguided: how far the policy is from what it will learn from
+            deviation = action_deviation(made.trajectories, self._load(policy), self.device)
         kept, dropped = validate(made.trajectories, self.bundle.normalizer, self.config.generator.sigma_limit)
         if self.reward is not None and len(kept):
             kept = relabel_rewards(kept, self.reward.predict)
@@ -108,7 +111,7 @@ class Generator:
             provenance=provenance,
             trajectories=len(kept),
             transitions=int(valid.sum()),
-            deviation=made.deviation,
+            deviation=deviation,
             reward_mean=float(kept.reward[:, :-1][valid].mean()) if valid.any() else 0.0,
             dropped=dropped,
         )

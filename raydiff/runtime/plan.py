@@ -107,6 +107,7 @@ def usable_cpus() -> int:
 
 def check_placement(config: Config, machine: Machine) -> None:
     """Refuse roles that the machine cannot hold, naming the first that is short, and settings unfit for Ray."""
+    _check_pretrainer(config, machine)
     free = {"CPU": machine.cpus, "GPU": machine.gpus}
     for row in demands(config):
         for number in range(1, row.count + 1):
@@ -120,6 +121,19 @@ def check_placement(config: Config, machine: Machine) -> None:
                     )
                 free[name] -= need
     _check_devices(config)
+
+
+def _check_pretrainer(config: Config, machine: Machine) -> None:
+    """The pretrainer starts before the roles of the main run and needs room only for itself."""
+    if not config.generator.count:
+        return
+    for name, need, key in (("CPU", config.denoiser.cpus, "cpus"), ("GPU", config.denoiser.gpus, "gpus")):
+        have = getattr(machine, key)
+        if need > have + 1e-9:
+            raise UserError(
+                f"This machine cannot place the pretrainer: it needs {need:g} {name}, and there are {have:g} in all. "
+                f"Lower denoiser.{key}, or let Ray count more with cluster.{key}."
+            )
 
 
 def check_blocks(config: Config, columns: int) -> None:

@@ -107,7 +107,9 @@ def test_too_many_rows_are_refused() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_gather_beside_a_writer_sees_whole_records_with_their_version(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_beside_a_writer_sees_whole_records_with_their_version(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records of version ``v`` hold ``v`` in every column; slices are small, so that a write takes many of them."""
     monkeypatch.setattr(table_module, "SLICE_ROWS", 16)
     rows, writes = 256, 120

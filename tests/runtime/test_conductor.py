@@ -67,16 +67,13 @@ class World:
         self.inserting: set[int] = set()
         self.ingests: dict[int, int] = {}
         self.inserted = self.sampled = 0
-        # shards: issued and unheard, lost and not yet made again, all ever; whether they belong to the warm-up
-        self.shard_of: dict[int, int] = {}
+        # shards: lost and not yet made again; of the warm-up, all and those under way or landed; all ever
         self.lost: set[int] = set()
         self.warm_shards: set[int] = set()
         self.warm_out: set[int] = set()
         self.used: set[int] = set()
         self.evaluations: list[bool] = []
         self.events = 0
-
-    # --- choosing what happens next ---
 
     def run(self, limit: int = LIMIT) -> None:
         self.feed(m.WorkerUp(LEARNER))
@@ -112,12 +109,9 @@ class World:
         for kind, name in ((m.Train, "train"), (m.Ingest, "ingest")):
             options += [(name, "execute", kind)] if self.todo[kind] else []
             options += [(name, "learner", kind)] if self.done[kind] else []
-        for call in self.pending.values():
-            if isinstance(call, m.Generate | m.Refine):
-                options.append(("generate" if call.worker.startswith("gen") else "refine", "complete", call))
-            elif isinstance(call, m.Evaluate | m.Audit):
-                options.append(("evaluate", "complete", call))
-        return options
+        paces = {"generator": "generate", "refiner": "refine", "evaluator": "evaluate"}
+        others = [(call.worker.split("/")[0], call) for call in self.pending.values() if call.worker != LEARNER]
+        return options + [(paces[role], "complete", call) for role, call in others]
 
     def accident(self) -> None:
         """A worker dies, starting or working, and is replaced or (not the last of a needed role) given up."""
@@ -128,9 +122,11 @@ class World:
         self.losses -= 1
         for number in [n for n, call in self.pending.items() if call.worker == worker]:
             call = self.pending.pop(number)
-            self.lose(call)
-            if self.random.random() < 0.3:
-                self.orphans.append(call)
+            self.orphans += [call] if self.random.random() < 0.3 else []
+            if isinstance(call, m.Generate):
+                self.lost.add(call.shard)
+                self.warm_out.discard(call.shard)
+                self.inserting.discard(call.block)
         if worker in self.up:
             self.up.remove(worker)
             self.down.append(worker)
@@ -139,19 +135,11 @@ class World:
             self.down.remove(worker)
         self.feed(m.WorkerGone(worker) if gone else m.WorkerLost(worker))
 
-    def lose(self, call: m.Call) -> None:
-        if isinstance(call, m.Generate):
-            self.lost.add(call.shard)
-            self.warm_out.discard(call.shard)
-            self.inserting.discard(call.block)
-
     def orphan(self, event: m.Event) -> None:
         """An answer of a call that was given up: its block is dropped, and nothing else comes of it."""
         expected = [m.Forget(event.report.provenance.block)] if isinstance(event, m.Produced) else []
         assert self.conductor.on(event) == expected
         self.check()
-
-    # --- executing calls ---
 
     def execute(self, kind: type) -> None:
         call = self.todo[kind].popleft()
@@ -173,18 +161,15 @@ class World:
         if isinstance(call, m.Audit):
             return m.Audited(call.call)
         assert isinstance(call, m.Generate | m.Refine)
-        kept = BATCH
-        if self.random.random() < self.habits.partial:
-            kept = self.random.randrange(1, BATCH + 1)
-        if self.random.random() < self.habits.empty:
-            kept = 0
+        kept = self.random.randrange(1, BATCH + 1) if self.random.random() < self.habits.partial else BATCH
+        kept = 0 if self.random.random() < self.habits.empty else kept
         parent = call.parent if isinstance(call, m.Refine) else None
         origin = Provenance(
             call.block, "learner", call.worker, call.shard, 0, self.version_at[call.call], "", "", 0.0, 1, parent
         )
-        return m.Produced(call.call, BlockReport(origin, kept, kept * (LENGTH - 1), dropped={"not finite": BATCH - kept}))
-
-    # --- hearing, and the account of it ---
+        return m.Produced(
+            call.call, BlockReport(origin, kept, kept * (LENGTH - 1), dropped={"not finite": BATCH - kept})
+        )
 
     def feed(self, event: m.Event) -> None:
         self.events += 1
@@ -201,11 +186,9 @@ class World:
                 self.newest = event.update
             elif isinstance(call, m.Evaluate):
                 self.evaluations.append(call.final)
-        commands = self.conductor.on(event)
-        for command in commands:
+        for command in self.conductor.on(event):
             self.take(command)
-        if block is not None and block in self.store and not self.store[block].transitions:
-            raise AssertionError("an empty block is kept")
+        assert block not in self.store or self.store[block].transitions, "an empty block is kept"
         self.check()
 
     def produced(self, call: m.Call, report: BlockReport) -> None:
@@ -257,16 +240,13 @@ class World:
         self.todo[m.Ingest].append(call)
 
     def generate(self, call: m.Generate) -> None:
-        self.new_block(call.block)
-        if call.shard in self.lost:
-            self.lost.remove(call.shard)
-        else:
+        assert call.block not in self.numbers
+        self.numbers.add(call.block)
+        if call.shard not in self.lost:
             self.new_shard(call)
+        self.lost.discard(call.shard)
         warm = call.shard in self.warm_shards
-        if warm:
-            self.warm_out.add(call.shard)
-        else:
-            self.inserting.add(call.block)
+        (self.warm_out if warm else self.inserting).add(call.shard if warm else call.block)
         assert call.guided == (self.guided and (not warm or self.config.replay.warmup_guidance))
         assert call.trajectories == BATCH
 
@@ -290,17 +270,14 @@ class World:
         assert self.issued + self.next_chunk() - min(latest.values()) > self.max_lag
 
     def refine(self, call: m.Refine) -> None:
-        self.new_block(call.block)
+        assert call.block not in self.numbers
+        self.numbers.add(call.block)
         assert call.shard not in self.used
         self.used.add(call.shard)
         assert call.parent in self.store, f"{call} names a block that is not there"
         assert all(o.parent != call.parent for o in self.pending.values() if isinstance(o, m.Refine))
         lag = self.newest - self.store[call.parent].provenance.policy_version
         assert call.parent in self.conductor.stale or lag >= self.config.refiner.min_lag
-
-    def new_block(self, block: int) -> None:
-        assert block not in self.numbers
-        self.numbers.add(block)
 
     def evaluate(self, call: m.Evaluate) -> None:
         assert not any(isinstance(other, m.Evaluate) for other in self.pending.values())
@@ -311,8 +288,6 @@ class World:
         assert self.config.evaluation.audit
         assert call.block in self.store, f"{call} names a block that is not there"
         assert call.refreshed == (self.store[call.block].provenance.parent_block is not None)
-
-    # --- what holds after every event ---
 
     def check(self) -> None:
         conductor, limiter, replay = self.conductor, self.conductor.limiter, self.config.replay
@@ -326,7 +301,9 @@ class World:
             assert self.lead + on_its_way <= (replay.ahead + 1) * block_samples + 1e-6
         assert (limiter.inserted, limiter.sampled) == (self.inserted, self.sampled)
         assert limiter.inserting == len(self.inserting) * ROWS
-        assert set(self.store) == {*conductor.catalogue.entries, *conductor.stale}, "a block is kept and never named again"
+        assert set(self.store) == {*conductor.catalogue.entries, *conductor.stale}, (
+            "a block is kept and never named again"
+        )
         busy = Counter((call.worker, type(call)) for call in self.pending.values())
         total = Counter(call.worker for call in self.pending.values())
         assert busy[LEARNER, m.Train] <= self.config.learner.in_flight
@@ -362,33 +339,30 @@ def make_config(**values: object) -> Config:
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    chunk = draw(st.integers(1, 8))
-    lifetime, generation = draw(st.integers(1, 3)), draw(st.integers(1, 16))
+    def whole(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
+    def one_of(*values: object) -> object:
+        return draw(st.sampled_from(values))
+
+    chunk, lifetime, generation = whole(1, 8), whole(1, 3), whole(1, 16)
     slots = max(1, lifetime * generation // BATCH)
     return make_config(
-        generator={
-            "count": draw(st.integers(0, 4)),
-            "in_flight": draw(st.integers(1, 3)),
-            "refine_when_idle": draw(st.booleans()),
-        },
-        refiner={"count": draw(st.integers(0, 3)), "min_lag": draw(st.integers(1, 20))},
-        guidance={"kind": draw(st.sampled_from(["policy", "policy", "policy", "none"]))},
-        learner={"chunk": chunk, "in_flight": draw(st.integers(1, 3)), "updates": draw(st.integers(1, 60))},
+        generator={"count": whole(0, 4), "in_flight": whole(1, 3), "refine_when_idle": one_of(True, False)},
+        refiner={"count": whole(0, 3), "min_lag": whole(1, 20)},
+        guidance={"kind": one_of("policy", "policy", "policy", "none")},
+        learner={"chunk": chunk, "in_flight": whole(1, 3), "updates": whole(1, 60)},
         replay={
-            "samples_per_insert": draw(st.sampled_from([0.3, 1.0, 2.0, 7.5])),
-            "ahead": draw(st.sampled_from([0.1, 0.5, 1.0, 2.5])),
-            "behind": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])),
+            "samples_per_insert": one_of(0.3, 1.0, 2.0, 7.5),
+            "ahead": one_of(0.1, 0.5, 1.0, 2.5),
+            "behind": one_of(0.0, 0.5, 1.0, 3.0),
             "lifetime": lifetime,
             "generation": generation,
-            "warmup": draw(st.integers(1, slots * BATCH)),
-            "warmup_guidance": draw(st.booleans()),
-            "max_lag": draw(st.sampled_from([None, chunk, chunk, chunk + 1, 2 * chunk, 5 * chunk])),
+            "warmup": whole(1, slots * BATCH),
+            "warmup_guidance": one_of(True, False),
+            "max_lag": one_of(None, chunk, chunk, chunk + 1, 2 * chunk, 5 * chunk),
         },
-        evaluation={
-            "count": draw(st.integers(1, 2)),
-            "every": draw(st.integers(1, 30)),
-            "audit": draw(st.sampled_from([0, 8])),
-        },
+        evaluation={"count": whole(1, 2), "every": whole(1, 30), "audit": one_of(0, 8)},
     )
 
 

@@ -73,8 +73,9 @@ def test_order_of_work_at_the_start() -> None:
     assert (landing[0].block, landing[0].slot) == (second.block, 0)
     last = only(m.Ingest, conductor.on(made(first)))
     assert conductor.on(m.Ingested(landing[0].call)) == []  # half of the warm-up
-    (train,) = conductor.on(m.Ingested(last.call))
+    train, generate = conductor.on(m.Ingested(last.call))  # what the updates sample allows another insert
     assert train == m.Train(train.call, LEARNER, 2)
+    assert generate == m.Generate(generate.call, "generator/0", 3, BATCH, True, generate.block)
     assert conductor.why_learner_waits() is None
 
 
@@ -242,7 +243,9 @@ def test_empty_blocks_are_made_again_and_too_many_fail_the_run() -> None:
         assert following.shard == generate.shard + 1
         generate = following
     assert conductor.discards == {"blocks: empty": 19, "trajectories: diverged": 19 * BATCH}
-    with pytest.raises(RunFailed, match=r"^20 blocks in a row came back empty \(diverged\): .*denoiser\.steps.*guidance"):
+    with pytest.raises(
+        RunFailed, match=r"^20 blocks in a row came back empty \(diverged\): .*denoiser\.steps.*guidance"
+    ):
         conductor.on(made(generate, trajectories=0, diverged=BATCH))
 
 
