@@ -181,7 +181,7 @@ def measure(rounds: int, updates: int) -> dict[str, float]:
 
 def main() -> None:
     chosen = arguments(__doc__ or "")
-    figures = measure(*(1, 1_500) if chosen.quick else (5, 3_000))
+    figures = measure(*(1, 1_500) if chosen.quick else (3, 2_000))
     report(machine(threads_per_process=1, processes="1 learner, 1 generator"), figures, {"efficiency": GOAL}, chosen.json)
 
 

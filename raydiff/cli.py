@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
@@ -150,12 +151,11 @@ def main() -> None:
 
     def command() -> None:
         try:
-            app(sys.argv[1:] or ["--help"], prog_name="raydiff", standalone_mode=False)
-        except typer.Abort:
-            raise KeyboardInterrupt from None
-        except _UsageError as error:
-            path = error.ctx.command_path if error.ctx is not None else "raydiff"
-            raise UserError(f"{' '.join(error.format_message().split())} See {path} --help.") from None
+            code = app(standalone_mode=False)
+        except TyperException as error:  # an unknown command, a missing argument and the like
+            raise UserError(f"{error} See raydiff --help.") from None
+        if code == 130:  # how Typer tells of Ctrl-C when it leaves the exit to us
+            raise KeyboardInterrupt
 
     sys.exit(guarded(command))
 

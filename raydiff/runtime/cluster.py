@@ -6,9 +6,11 @@ something is. A dead worker costs its calls in flight and is started anew; one t
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import time
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ class RayBackend:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.machine = this_machine(config, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        self.machine = this_machine(config)
         self.watched: list[ray.ObjectRef] = []
 
     def __enter__(self) -> RayBackend:
@@ -52,6 +54,12 @@ class RayBackend:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+            warnings.warn(
+                "Ray was imported before raydiff.runtime.cluster, so its ports are open beyond this machine. Import "
+                "raydiff first, or set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0.",
+                stacklevel=2,
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,7 +195,9 @@ class RayCrew:
                 outcomes += self._started(ref)
             elif ref in self.calls:  # a loss found earlier in this pass may have taken it already
                 outcomes += self._finished(ref)
-        return outcomes + self._overdue()
+        outcomes += self._overdue()
+        # Losses first: nothing must be issued to a worker whose end is known.
+        return sorted(outcomes, key=lambda outcome: not isinstance(outcome.event, m.WorkerLost | m.WorkerGone))
 
     def _started(self, ref: ray.ObjectRef) -> list[Outcome]:
         name = self.starting.pop(ref)

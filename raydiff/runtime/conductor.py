@@ -260,7 +260,8 @@ class Conductor:
         running = any(isinstance(call, m.Evaluate) for call in self.in_flight.values())
         if running or not (final or self.evaluation_due):
             return []
-        for worker in self._room("evaluator", per_worker=2)[:1]:  # behind an audit at the most
+        free = self._room("evaluator") or self._room("evaluator", per_worker=2)  # behind an audit at the most
+        for worker in free[:1]:
             self.evaluation_due = False
             return [self._record(m.Evaluate(self._call(), worker, final))]
         return []

@@ -94,15 +94,22 @@ def demands(config: Config) -> list[Demand]:
     return [row for row in rows if row.count]
 
 
-def this_machine(config: Config, gpus: int = 0) -> Machine:
+def this_machine(config: Config) -> Machine:
     """The node that this process runs on, as the configuration wants it counted."""
-    cpus = config.cluster.cpus if config.cluster.cpus is not None else usable_cpus()
-    return Machine(float(cpus), float(config.cluster.gpus if config.cluster.gpus is not None else gpus))
+    cpus, gpus = config.cluster.cpus, config.cluster.gpus
+    return Machine(float(usable_cpus() if cpus is None else cpus), float(usable_gpus() if gpus is None else gpus))
 
 
 def usable_cpus() -> int:
     """CPUs that this process may run on (its affinity, where the system tells)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_gpus() -> int:
+    """CUDA devices that torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_placement(config: Config, machine: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -26,7 +27,9 @@ from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.running import Running
 from raydiff.timeline import learner_wait_fraction, overlap_fraction, training_span
 
-ray = pytest.importorskip("ray")
+# Ray comes through our module: it must be told to stay on loopback before it is imported.
+cluster = pytest.importorskip("raydiff.runtime.cluster")
+ray = cluster.ray
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 Small = Callable[..., Config]
@@ -36,12 +39,10 @@ LIMIT_S = 120.0
 @pytest.fixture(scope="module")
 def backend(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One small Ray for the module, with a home of its own for its token."""
-    from raydiff.runtime.cluster import RayBackend
-
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     patch = pytest.MonkeyPatch()
     patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-    with RayBackend(small(**{"cluster.cpus": 4})) as running:
+    with cluster.RayBackend(small(**{"cluster.cpus": 4})) as running:
         yield running
     patch.undo()
     deadline = time.monotonic() + 20
@@ -125,7 +126,8 @@ def test_runs_overlaps_and_survives_kills(backend: Any, small: Small, dataset: D
 
 
 def test_overlap_and_pacing(backend: Any, small: Small, dataset: Dataset, models: Models, tmp_path: Path):
-    config = small(**{"learner.updates": 1200, "replay.ahead": 0.25, "evaluation.every": 600})
+    paced = {"replay.samples_per_insert": 8, "replay.ahead": 0.5, "learner.chunk": 25}
+    config = small(**{"learner.updates": 900, "evaluation.every": 450, **paced})
     with Drive(backend, config, dataset, models, tmp_path) as drive:
         drive.until(lambda: drive.conductor.finished)
         held = len(drive.crew.blocks)
@@ -142,7 +144,7 @@ def test_overlap_and_pacing(backend: Any, small: Small, dataset: Dataset, models
     assert [r["final"] for r in drive.records("evaluate")].count(True) == 1
     assert drive.records("audit")
     lags = [record["lag"]["max"] for record in drive.records("train")]
-    assert max(lags) <= 1200
+    assert max(lags) < 900
 
 
 def test_a_block_survives_its_producer_and_is_not_inlined(
@@ -219,12 +221,11 @@ def test_an_overdue_call_replaces_its_worker(
 
 
 def test_every_port_is_on_loopback(backend: Any):
-    open_ports = [
-        (process.name(), connection.laddr.ip)
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    open_ports = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # actors of the tests before may still be on their way out
+            connections = process.net_connections("inet")
+            open_ports += [(process.pid, c.laddr.ip) for c in connections if c.status == psutil.CONN_LISTEN]
     assert open_ports
     assert {ip.removeprefix("::ffff:") for _, ip in open_ports} <= {"127.0.0.1", "::1"}, open_ports
 

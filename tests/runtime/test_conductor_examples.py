@@ -286,3 +286,14 @@ def test_audit_of_the_block_that_landed_last() -> None:
     conductor = make(evaluation={"audit": 8})
     audit = only(m.Audit, warmed_up(conductor))
     assert (audit.worker, audit.block, audit.refreshed) == ("evaluator/0", 1, False)
+
+
+def test_block_whose_refresh_came_back_empty_is_kept_and_refreshed_again() -> None:
+    conductor = make(refiner={"count": 1}, replay={"behind": 4})
+    train = only(m.Train, warmed_up(conductor))
+    refine = only(m.Refine, conductor.on(m.Trained(train.call, 2)))
+    commands = conductor.on(made(refine, version=2, trajectories=0))
+    assert commands[0] == m.Forget(refine.block)
+    again = only(m.Refine, commands)
+    assert again.parent == refine.parent
+    assert again.shard > refine.shard

@@ -17,6 +17,7 @@ from raydiff.runtime.plan import (
     flow_limits,
     this_machine,
     usable_cpus,
+    usable_gpus,
 )
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -119,9 +120,8 @@ def test_gpu_device_without_a_share_is_refused(role: str) -> None:
 
 def test_this_machine_is_counted_as_the_configuration_wants() -> None:
     assert usable_cpus() == len(os.sched_getaffinity(0))
-    assert this_machine(config()) == Machine(usable_cpus(), 0)
-    assert this_machine(config(), gpus=2) == Machine(usable_cpus(), 2)
-    assert this_machine(config("cluster.cpus=64", "cluster.gpus=0"), gpus=2) == Machine(64, 0)
+    assert this_machine(config()) == Machine(usable_cpus(), usable_gpus())
+    assert this_machine(config("cluster.cpus=64", "cluster.gpus=3")) == Machine(64, 3)
 
 
 def test_blocks_that_ray_would_inline_are_refused_and_the_least_batch_is_named() -> None:
