@@ -26,7 +26,7 @@ from benchmarks.common import arguments, machine, report
 from raydiff.config import Config
 from raydiff.data.source import cache_folder, load_dataset
 from raydiff.metrics import MetricsWriter, read_metrics, select
-from raydiff.presets import derive, validate
+from raydiff.presets import derive, load_config
 from raydiff.roles.models import Models
 from raydiff.roles.pretrainer import prepare_models
 from raydiff.runtime import messages as m
@@ -144,7 +144,7 @@ def concurrent(bench: Bench, config: Config) -> tuple[float, int, float, float]:
 
 
 def measure(rounds: int, updates: int) -> dict[str, float]:
-    config = derive(validate({"name": "overlap"}, "the benchmark"), SETTINGS, "the benchmark")
+    config = load_config(None, [f"{key}={value}" for key, value in SETTINGS.items()])
     dataset = load_dataset(config.data)
     real = dataset.transitions("raydiff")
     models = prepare_models(config, dataset, cache_folder(config.data))
@@ -182,7 +182,9 @@ def measure(rounds: int, updates: int) -> dict[str, float]:
 def main() -> None:
     chosen = arguments(__doc__ or "")
     figures = measure(*(1, 1_500) if chosen.quick else (3, 2_000))
-    report(machine(threads_per_process=1, processes="1 learner, 1 generator"), figures, {"efficiency": GOAL}, chosen.json)
+    report(
+        machine(threads_per_process=1, processes="1 learner, 1 generator"), figures, {"efficiency": GOAL}, chosen.json
+    )
 
 
 if __name__ == "__main__":

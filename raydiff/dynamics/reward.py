@@ -19,6 +19,7 @@ from raydiff.config import RewardConfig
 from raydiff.types import Transitions
 
 _PREDICT_ROWS = 65_536
+LEAST_TRANSITIONS = 20
 _HOLDOUT_SHARE = 0.05
 _HOLDOUT_MOST = 10_000
 
@@ -101,10 +102,10 @@ def train_reward_model(
 
     Every successor must be a true one (``Dataset.transitions("dynamics")`` where none are stored). Metrics:
     ``holdout_mse`` (environment units), ``holdout_r2``, ``train_mse``, ``holdout_transitions``.
-    ``ValueError`` for fewer than 20 transitions.
+    ``ValueError`` for fewer than ``LEAST_TRANSITIONS``.
     """
-    if len(transitions) < 20:
-        raise ValueError(f"a reward model needs at least 20 transitions, got {len(transitions)}")
+    if len(transitions) < LEAST_TRANSITIONS:
+        raise ValueError(f"a reward model needs at least {LEAST_TRANSITIONS} transitions, got {len(transitions)}")
     generator = torch.Generator().manual_seed(seed)
     parts = (transitions.observation, transitions.action, transitions.next_observation)
     inputs = torch.as_tensor(np.concatenate(parts, axis=1, dtype=np.float32))

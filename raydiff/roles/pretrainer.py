@@ -15,10 +15,23 @@ from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.data.windows import make_windows
 from raydiff.diffusion.pretrain import load_or_pretrain
-from raydiff.dynamics.reward import train_reward_model
+from raydiff.dynamics.reward import LEAST_TRANSITIONS, train_reward_model
+from raydiff.errors import UserError
 from raydiff.roles.models import Models
 
 Progress = Callable[[str, int, int, float, float | None], None]
+
+
+def check_models(config: Config, dataset: Dataset) -> None:
+    """Raise ``UserError`` where the data are too few or their episodes too short for the models."""
+    section = config.denoiser
+    make_windows(dataset, section.length, section.stride, section.holdout, section.seed)
+    count = len(dataset.transitions("dynamics"))
+    if config.reward.kind == "model" and count < LEAST_TRANSITIONS:
+        raise UserError(
+            f"{dataset.path} has {count} transitions with a known successor; the reward model needs at least "
+            f"{LEAST_TRANSITIONS}. Use more data, or reward.kind=denoiser to keep the rewards that are generated."
+        )
 
 
 def prepare_models(config: Config, dataset: Dataset, cache: Path, progress: Progress | None = None) -> Models:

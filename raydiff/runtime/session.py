@@ -23,8 +23,8 @@ from raydiff.presets import derive
 from raydiff.replay.provenance import write_provenance
 from raydiff.report import write_report
 from raydiff.roles.models import Models
-from raydiff.roles.pretrainer import prepare_models
-from raydiff.run_folder import OnExisting, create_run_folder
+from raydiff.roles.pretrainer import check_models, prepare_models
+from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Crew, Materials
 from raydiff.runtime.plan import check_blocks, check_placement, this_machine
@@ -158,42 +158,51 @@ def main_arm(config: Config) -> str:
 
 
 def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: StatusBoard) -> Path:
-    """Run everything and return the run folder. Raises ``UserError`` before anything has started, for what can be
-    known by then, and ``RunFailed`` where a run cannot go on."""
+    """Run everything and return the run folder.
+
+    Raises ``UserError`` for whatever can be known before anything has started (no folder is made by then), and
+    ``RunFailed`` where a run cannot go on.
+    """
     begun = time.monotonic()
     main = main_arm(config)
-    arms = {name: derive(config, values, f"arms.{name}") for name, values in config.arms.items()}
-    arms.pop(main, None)
+    arms = {name: derive(config, values, f"arms.{name}") for name, values in config.arms.items() if name != main}
     for arm in (config, *arms.values()):
         Conductor(arm, "check")  # refuses limits that would stall
         if runtime == "ray":
             check_placement(arm, this_machine(arm))
+    check_run_folder(config, on_existing)
+    dataset = _load(config, board)
+    if any(arm.generator.count for arm in (config, *arms.values())):
+        check_models(config, dataset)
+    if runtime == "ray":
+        for arm in (config, *arms.values()):
+            check_blocks(arm, dataset.observation_size + dataset.action_size + 2)
     folder = create_run_folder(config, on_existing)
     with ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(folder))
-        dataset = _load(config, board)
-        if runtime == "ray":
-            check_blocks(config, dataset.observation.shape[1] + dataset.action.shape[1] + 2)
         seconds = {"data": time.monotonic() - begun}
         backend = stack.enter_context(_backend(runtime, config, board))
         session = Session(config, dataset, backend, writer, board, folder, seconds=seconds)
-        early = [(name, arm) for name, arm in arms.items() if not arm.generator.count]
-        late = [(name, arm) for name, arm in arms.items() if arm.generator.count]
-        cache = cache_folder(config.data)
-        with session.phase("pretraining and real-only arms"):
-            needed = config.generator.count or late
-            session.run_all(early, backend.pretrain(config, dataset, cache) if needed else None)
-            session.models = prepare_models(config, dataset, cache) if needed else None
-        with session.phase("main run"):
-            session.run_all([(main, config)])
-        if late:
-            with session.phase("other arms"):
-                for named in late:
-                    session.run_all([named])
+        _run_phases(session, main, arms)
     session.seconds["total"] = time.monotonic() - begun
     write_summary(folder, config, dataset, main, session.summaries, session.seconds)
     write_report(folder)
     return folder
+
+
+def _run_phases(session: Session, main: str, arms: dict[str, Config]) -> None:
+    config, cache = session.config, cache_folder(session.config.data)
+    early = [(name, arm) for name, arm in arms.items() if not arm.generator.count]
+    late = [(name, arm) for name, arm in arms.items() if arm.generator.count]
+    needed = bool(config.generator.count or late)
+    with session.phase("pretraining and real-only arms"):
+        session.run_all(early, session.backend.pretrain(config, session.dataset, cache) if needed else None)
+        session.models = prepare_models(config, session.dataset, cache) if needed else None
+    with session.phase("main run"):
+        session.run_all([(main, config)])
+    for arm in late:
+        with session.phase("other arms"):
+            session.run_all([arm])
 
 
 def _load(config: Config, board: StatusBoard) -> Dataset:

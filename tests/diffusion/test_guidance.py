@@ -225,9 +225,7 @@ def paper(strength, steps, reevaluate=False, batch=400):
 
 
 @pytest.mark.parametrize("reevaluate", [False, True])
-@pytest.mark.parametrize(
-    ("strength", "mean", "std"), [(0.5, 0.843, 0.213), (1.0, 1.0, 0.0005), (2.0, 1.0, 0.0005)]
-)
+@pytest.mark.parametrize(("strength", "mean", "std"), [(0.5, 0.843, 0.213), (1.0, 1.0, 0.0005), (2.0, 1.0, 0.0005)])
 def test_b5_paper_anchors(strength, mean, std, reevaluate):
     got = paper(strength, 256, reevaluate)
     assert got == pytest.approx((mean, std), abs=0.02)

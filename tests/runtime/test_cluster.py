@@ -240,6 +240,9 @@ def test_a_learner_and_two_generators_share_one_gpu(small: Small, dataset: Datas
 
     device = {f"{role}.device": "cuda" for role in ("learner", "generator", "refiner")}
     config = small(**device)
-    with LocalBackend(config, lambda progress: None) as backend, Drive(backend, config, dataset, models, tmp_path) as drive:
+    with (
+        LocalBackend(config, lambda progress: None) as backend,
+        Drive(backend, config, dataset, models, tmp_path) as drive,
+    ):
         drive.until(lambda: drive.conductor.finished)
     assert drive.conductor.update == config.learner.updates

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from raydiff.cli import guarded, main
+from raydiff.data.d4rl import read_d4rl
+from raydiff.errors import RunFailed, UserError
+from raydiff.presets import describe
+
+COMMANDS = {
+    "train": "raydiff train configs/demo.yaml learner.batch_size=512",
+    "data collect": "raydiff data collect halfcheetah --transitions 100000 --out",
+    "data info": "raydiff data info halfcheetah-random.hdf5",
+}
+
+
+class Raydiff:
+    """``raydiff ARGUMENTS`` in this process: exit code, stdout, stderr."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["raydiff", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = self.capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def raydiff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Raydiff:
+    return Raydiff(monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_every_option(raydiff: Raydiff, command: str) -> None:
+    code, out, err = raydiff(*command.split(), "--help")
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert f"Usage: raydiff {command} " in text
+    assert f"Example: {COMMANDS[command]}" in text
+    for line in out.splitlines():
+        if line.strip().startswith("--"):
+            assert len(line.split()) > 2, f"an option without a description: {line}"
+
+
+def test_help_of_train_lists_every_key(raydiff: Raydiff) -> None:
+    _, out, _ = raydiff("train", "--help")
+    text = " ".join(out.split())
+    rows = describe()
+    assert len(rows) > 100
+    for name, default, description in rows:
+        assert description.endswith("."), f"{name} has no description"
+        assert " ".join(f"{name} [{default}] {description}".split()) in text
+
+
+def test_without_arguments_the_commands_are_listed(raydiff: Raydiff) -> None:
+    code, out, err = raydiff()
+    assert (code, err) == (0, "")
+    assert out == raydiff("--help")[1]
+    assert {"train", "data"} <= set(out.split())
+    assert {"collect", "info"} <= set(raydiff("data", "--help")[1].split())
+
+
+def test_collect_then_info(raydiff: Raydiff, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "hopper.hdf5"
+    code, out, err = raydiff("data", "collect", "hopper", "--transitions", "300", "--seed", "4", "--out", str(path))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == str(path)
+    dataset = read_d4rl(path)
+    assert (len(dataset), dataset.environment, dataset.version) == (300, "hopper", "v4")
+    code, out, err = raydiff("data", "info", str(path), "--environment", "hopper")
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert "transitions 300" in text
+    assert "observation, action 11, 3" in text
+    assert f"sha256 of its contents {dataset.sha256[:16]}" in text
+    assert f"{int(dataset.terminal.sum())} terminals, {int(dataset.timeout.sum())} timeouts" in text
+    again = tmp_path / "again.hdf5"
+    raydiff("data", "collect", "hopper", "--transitions", "300", "--seed", "4", "--out", str(again))
+    assert read_d4rl(again).sha256 == dataset.sha256
+    raydiff("data", "collect", "hopper", "--transitions", "300", "--seed", "5", "--out", str(again))
+    assert read_d4rl(again).sha256 != dataset.sha256
+
+
+@pytest.mark.parametrize(("error", "code", "text"), [
+    (KeyboardInterrupt(), 130, "raydiff: stopped by Ctrl-C"),
+    (UserError("[bold]no[/bold] such file."), 2, "raydiff: [bold]no[/bold] such file."),
+    (RunFailed("every generator is gone"), 1, "raydiff: the run failed: every generator is gone"),
+])  # fmt: skip
+def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str) -> None:
+    def command() -> None:
+        raise error
+
+    assert guarded(command) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(text)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_success_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ctrl_c_while_collecting(raydiff: Raydiff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real SIGINT, sent from within the collection; the half-written file is gone."""
+    import signal
+
+    import raydiff.data.collect as module
+
+    monkeypatch.setattr(module, "_write", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, err = raydiff("data", "collect", "hopper", "--transitions", "100", "--out", str(tmp_path / "x.hdf5"))
+    assert code == 130
+    assert "Ctrl-C" in err
+    assert list(tmp_path.iterdir()) == []
