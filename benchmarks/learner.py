@@ -1,4 +1,4 @@
-"""How fast a learner trains on one CPU thread: ``python -m benchmarks.learner [--quick] [--json FILE]``.
+"""How fast a learner trains on one CPU thread: ``python benchmarks/learner.py [--quick] [--json FILE]``.
 
 TD3+BC and IQL of this project run in turns with a plain single-file TD3+BC, written below as such files usually are,
 and with bare matrix products of the size of the hidden layers, which bound what float32 can reach. Only
@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from common import arguments, machine, report
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.common import arguments, machine, report
 from raydiff.agents.registry import build_agent
 from raydiff.compute import configure_compute
 from raydiff.config import LearnerConfig

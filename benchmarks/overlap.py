@@ -14,15 +14,12 @@ overlapping is hardest, for there is no slack. Refreshing, audits and evaluation
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import arguments, machine, report
 
-from benchmarks.common import arguments, machine, report
 from raydiff.config import Config
 from raydiff.data.source import cache_folder, load_dataset
 from raydiff.metrics import MetricsWriter, read_metrics, select

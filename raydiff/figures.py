@@ -213,11 +213,6 @@ def _draw_deviation(axes: Axes, records: list[Record], arms: list[str]) -> None:
         for name, group in groups.items():
             _scatter(axes, arm, name, [(r["update"], r["deviation"]) for r in group], arms)
             drawn += [r["deviation"] for r in group]
-        real = sorted((r["update"], r["real_deviation"]) for r in blocks if r.get("real_deviation") is not None)
-        if real:
-            axes.plot(*zip(*real, strict=True), color=arm_style(arm, arms)[0], linestyle=":", linewidth=1.6,
-                      label=f"{pretty(arm)}: real actions")  # fmt: skip
-            drawn += [value for _, value in real]
     _scale(axes, drawn)
 
 

@@ -42,7 +42,7 @@ class Transitions:
 class Trajectories:
     """``n`` sub-trajectories as one contiguous array ``rows [n, L, C]``, columns
     ``observation (S) | action (A) | reward | terminal``. The last row closes the last transition: its
-    observation is the successor, and its action, reward and terminal are not used (ALGORITHMS A.5)."""
+    observation is the successor, and its action, reward and terminal are not used (section A.5)."""
 
     rows: np.ndarray
     observation_size: int

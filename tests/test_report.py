@@ -80,7 +80,7 @@ def block_records(rng: np.random.Generator, arm: str, begin: float, train: float
                 "generator": worker, "policy_version": max(0, update - 100), "update": update,
                 "trajectories": 512, "transitions": 1024, "nfe": 11 if refreshed else 31,
                 "deviation": base * float(rng.uniform(0.85, 1.15)) * (0.8 if refreshed else 1.0),
-                "real_deviation": 0.34 + 0.1 * (1 - np.exp(-update / 2000)), "reward_mean": -0.1,
+                "reward_mean": -0.1,
                 "dropped": {"sigma_limit": 3}, "time": {"worker": worker, "start": start, "end": at},
             })  # fmt: skip
             if number % 3 == 0:

@@ -12,7 +12,6 @@ from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.edm import karras_sigmas
 from raydiff.diffusion.guidance import ActionDistribution
 from raydiff.diffusion.samplers import sample_heun
-from raydiff.errors import UserError
 from raydiff.generators.api import GeneratedTrajectories, action_deviation, keyed_generator
 from raydiff.generators.pgd import churn_of, describe, guide_of
 from raydiff.types import Trajectories
@@ -32,14 +31,11 @@ def refresh(
 
     Churn and the published guidance schedule are those of the part of the schedule that is run, so that
     ``sigma = sampler.sigma_max`` is the same as generating anew. At ``sampler.sigma_min`` or below there is nothing
-    to denoise, and the input is returned. Raises ``UserError`` above ``sampler.sigma_max``.
+    to denoise, and the input is returned. Raises ``ValueError`` above ``sampler.sigma_max``.
     """
     device = bundle.normalizer.mean.device
     if refiner.sigma > sampler.sigma_max:
-        raise UserError(
-            f"refiner.sigma is {refiner.sigma}, above sampler.sigma_max = {sampler.sigma_max}, where the denoiser was "
-            f"never meant to be used. Lower refiner.sigma; 0.3 to 3 are useful values."
-        )
+        raise ValueError(f"refiner.sigma={refiner.sigma:g} is above sampler.sigma_max={sampler.sigma_max:g}")
     if refiner.sigma <= sampler.sigma_min:
         deviation = None if policy is None else action_deviation(trajectories, policy, device)
         return GeneratedTrajectories(trajectories, 0, "none", 0.0, deviation)

@@ -1,6 +1,6 @@
 """The Ray runtime: an event loop's hands. It turns commands into actor calls and finished calls into events.
 
-Everything is asynchronous: ``submit`` never waits, ``poll`` takes what is ready, ``RayRuntime.wait`` sleeps until
+Everything is asynchronous: ``submit`` never waits, ``poll`` takes what is ready, ``RayBackend.wait`` sleeps until
 something is. A dead worker costs its calls in flight and is started anew; one that dies too often is given up.
 """
 
@@ -43,7 +43,6 @@ class RayBackend:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.machine = this_machine(config)
-        self.watched: list[ray.ObjectRef] = []
 
     def __enter__(self) -> RayBackend:
         ray.init(
@@ -118,7 +117,7 @@ class RayCrew:
     def __init__(self, materials: Materials) -> None:
         self.materials, self.config = materials, materials.config
         self.actors: dict[str, Any] = {}
-        self.starting: dict[ray.ObjectRef, str] = {}
+        self.starting: dict[ray.ObjectRef, tuple[str, float]] = {}
         self.calls: dict[ray.ObjectRef, tuple[m.Call, float, Any]] = {}
         self.blocks: dict[int, ray.ObjectRef] = {}
         self.deaths: defaultdict[str, list[float]] = defaultdict(list)
@@ -158,10 +157,10 @@ class RayCrew:
         else:
             actor = _with(SamplerActor, options).remote(config, self.models, name, self.materials.learner_id)
             ready = actor.ready.remote()
-        self.actors[name], self.starting[ready] = actor, name
+        self.actors[name], self.starting[ready] = actor, (name, time.monotonic())
 
     def pending(self) -> list[ray.ObjectRef]:
-        """What ``RayRuntime.wait`` waits for."""
+        """What ``RayBackend.wait`` waits for."""
         return [*self.calls, *self.starting]
 
     def submit(self, command: m.Command) -> None:
@@ -200,7 +199,7 @@ class RayCrew:
         return sorted(outcomes, key=lambda outcome: not isinstance(outcome.event, m.WorkerLost | m.WorkerGone))
 
     def _started(self, ref: ray.ObjectRef) -> list[Outcome]:
-        name = self.starting.pop(ref)
+        name, _ = self.starting.pop(ref)
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -244,12 +243,13 @@ class RayCrew:
         return answer[0] if isinstance(command, m.Train) else answer
 
     def _overdue(self) -> list[Outcome]:
-        """Workers whose call takes longer than allowed are ended and replaced; nothing hangs in silence."""
+        """Workers that take longer than allowed, to start or for a call, are replaced: nothing hangs in silence."""
+        since = [(name, begun) for name, begun in self.starting.values()]
+        since += [(command.worker, begun) for command, begun, _ in self.calls.values()]
         now, limit = time.monotonic(), self.config.cluster.call_timeout_s
-        late = {command.worker for command, since, _ in self.calls.values() if now - since > limit}
         outcomes: list[Outcome] = []
-        for worker in late:
-            outcomes += self._lost(worker, TimeoutError(f"a call of {worker} took longer than {limit:g} s"))
+        for worker in {name for name, begun in since if now - begun > limit}:
+            outcomes += self._lost(worker, TimeoutError(f"{worker} took longer than {limit:g} s to start or to answer"))
         return outcomes
 
     def _lost(self, worker: str, error: Exception) -> list[Outcome]:
@@ -261,6 +261,7 @@ class RayCrew:
         ray.kill(self.actors.pop(worker), no_restart=True)
         for ref in [ref for ref, (command, _, _) in self.calls.items() if command.worker == worker]:
             del self.calls[ref]
+        self.starting = {ref: entry for ref, entry in self.starting.items() if entry[0] != worker}
         now = time.monotonic()
         recent = [at for at in self.deaths[worker] if now - at < RESTART_WINDOW_S] + [now]
         self.deaths[worker] = recent

@@ -47,6 +47,7 @@ class Machine:
 def flow_limits(config: Config) -> FlowLimits:
     """Derive the limiter and the table's size. Raises ``UserError`` for settings that would stall or make no sense."""
     replay, learner, batch = config.replay, config.learner, config.generator.batch
+    _check_noise(config)
     if not config.generator.count:
         limiter = SampleLimiter(replay.samples_per_insert, 0, 0, 0)
         return FlowLimits(limiter, 0, 0, 0)
@@ -80,6 +81,18 @@ def flow_limits(config: Config) -> FlowLimits:
         chunk_samples=learner.chunk * synthetic,
     )
     return FlowLimits(limiter, slots, transitions, synthetic)
+
+
+def _check_noise(config: Config) -> None:
+    """Refuse noise levels that the sampler could not run through."""
+    low, high, refresh = config.sampler.sigma_min, config.sampler.sigma_max, config.refiner.sigma
+    if low >= high:
+        raise UserError(f"sampler.sigma_min={low:g} must be below sampler.sigma_max={high:g}. 0.002 and 80 are usual.")
+    if refresh > high:
+        raise UserError(
+            f"refiner.sigma={refresh:g} is above sampler.sigma_max={high:g}, where the denoiser was never meant to be "
+            "used. Lower refiner.sigma; 0.3 to 3 are useful values."
+        )
 
 
 def demands(config: Config) -> list[Demand]:

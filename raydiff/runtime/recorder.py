@@ -150,7 +150,6 @@ class Recorder:
             "transitions": report.transitions,
             "nfe": origin.nfe,
             "deviation": report.deviation,
-            "real_deviation": None,
             "reward_mean": report.reward_mean,
             "dropped": report.dropped,
             "time": {"worker": worker, **origin.time},
