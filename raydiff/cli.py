@@ -16,9 +16,6 @@ from typer.exceptions import TyperException
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
 
-# Typer may bring a Click of its own, so the base of all usage errors is reached through Typer.
-_UsageError: Any = typer.BadParameter.__base__
-
 app = typer.Typer(
     add_completion=False,
     help="Offline RL with guided diffusion data, on Ray.",
@@ -146,14 +143,22 @@ def guarded(command: Callable[[], Any]) -> int:
         return 130
 
 
+def _usage_error(error: TyperException) -> UserError:
+    """What Typer complains about, with the option it names and the help to look at."""
+    text = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "raydiff"
+    return UserError(f"{text}{'' if text[-1:] in '.?!' else '.'} See {path} --help.")
+
+
 def main() -> None:
     """Entry point of the ``raydiff`` script."""
 
     def command() -> None:
         try:
-            code = app(standalone_mode=False)
+            code = app(sys.argv[1:] or ["--help"], prog_name="raydiff", standalone_mode=False)
         except TyperException as error:  # an unknown command, a missing argument and the like
-            raise UserError(f"{error} See raydiff --help.") from None
+            raise _usage_error(error) from None
         if code == 130:  # how Typer tells of Ctrl-C when it leaves the exit to us
             raise KeyboardInterrupt
 

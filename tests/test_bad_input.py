@@ -209,11 +209,11 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("learner 1/1 needs 99 GPU", "are left", "Lower learner.gpus", "cluster.gpus"),
     ),
     "blocks-too-small": (
-        ["train", "generator.batch=16"],
+        ["train", "generator.batch=16", "replay.ahead=100", "replay.behind=100"],
         ("generator.batch=16", "100 KB", "generator.batch of at least", "--runtime local"),
     ),
     "blocks-of-an-arm-too-small": (
-        ["train", "arms={{small: {{generator.batch: 16}}}}"],
+        ["train", "arms={{small: {{generator.batch: 16, replay.ahead: 100, replay.behind: 100}}}}"],
         ("generator.batch=16", "100 KB"),
     ),
     "store-too-small": (

@@ -206,6 +206,14 @@ def test_learning_curves_draw_the_given_values(records: list[Record], arms: list
     assert {text.get_text() for text in right.texts} == {f"{mean:.1f}" for mean in FINALS.values()}
 
 
+def test_an_exact_simulators_floor_does_not_stretch_the_axis(records: list[Record], arms: list[str]) -> None:
+    figure = synthetic_data(records, arms, floor=8e-15)
+    assert figure is not None
+    dynamics = figure.axes[1]
+    assert set(line(dynamics, "floor: real data, 8e-15")[:, 1]) == {8e-15}
+    assert dynamics.get_yscale() == "linear" or dynamics.get_ylim()[0] > 1e-6
+
+
 def test_synthetic_data_draws_the_given_values(records: list[Record], arms: list[str]) -> None:
     figure = synthetic_data(records, arms, max_lag=500, floor=0.01)
     assert figure is not None
@@ -222,7 +230,7 @@ def test_synthetic_data_draws_the_given_values(records: list[Record], arms: list
     audits = [r for r in records if r["kind"] == "audit" and r["arm"] == "unguided" and r["refreshed"]]
     want = [(r["update"], r["dynamics_error"] / r["persistence_error"]) for r in audits]
     np.testing.assert_allclose(line(dynamics, "unguided: refreshed"), want)
-    assert set(line(dynamics, "floor: real data")[:, 1]) == {0.01}
+    assert set(line(dynamics, "floor: real data, 0.01")[:, 1]) == {0.01}
     chunks = [r for r in records if r["kind"] == "train" and r["arm"] == "guided"]
     np.testing.assert_allclose(line(lag, "guided: mean"), [(r["update"], r["lag"]["mean"]) for r in chunks])
     np.testing.assert_allclose(line(lag, "guided: max"), [(r["update"], r["lag"]["max"]) for r in chunks])

@@ -93,7 +93,8 @@ def _convert(path: Path, name: str, source: h5py.Dataset) -> np.ndarray:
     """One array in the shape and type of ``Dataset``, or the reason why it cannot be."""
     if source.dtype.kind not in "fiub":
         raise UserError(f"{path}: '{name}' holds values of type {source.dtype}, not numbers.")
-    shape, want = source.shape or (), 2 if name in _MATRICES else 1
+    shape: tuple[int, ...] = source.shape or ()  # None for an array without any space
+    want = 2 if name in _MATRICES else 1
     if want == 1 and len(shape) == 2 and shape[1] == 1:
         shape = shape[:1]
     if len(shape) != want or 0 in shape[1:]:
