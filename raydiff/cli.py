@@ -47,13 +47,13 @@ def train(
 
     Example: raydiff train configs/demo.yaml learner.batch_size=512
     """
+    path, rest = _preset_and_overrides(preset, overrides)
+    config = load_config(path, rest)  # before the seconds that the imports take: a typo is answered at once
     from raydiff.report import score_table
     from raydiff.runtime.session import train as run
     from raydiff.status import StatusBoard
     from raydiff.summary import read_summary
 
-    path, rest = _preset_and_overrides(preset, overrides)
-    config = load_config(path, rest)
     console = Console()
     with StatusBoard(console) as board:
         folder = run(config, runtime, on_existing, board)

@@ -110,7 +110,7 @@ def prepare(folder: Path) -> None:
         "scales": "scales: [tiny]\n",
     }.items():
         (folder / f"{name}.yaml").write_text(text)
-    for name in ("runs/old", "runs/thesis"):
+    for name in ("cache", "runs/old", "runs/thesis"):
         (folder / name).mkdir(parents=True)
     for name in ("runs/old/config.yaml", "runs/old/metrics.jsonl", "runs/thesis/config.yaml", "runs/file"):
         (folder / name).write_text("")
@@ -126,13 +126,13 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "no-such-option": (["train", "--runtme", "local"], ("--runtme", "raydiff train --help")),
     "no-such-choice": (["train", "--runtime", "spark"], ("--runtime", "spark", "'ray'", "'local'", "train --help")),
     "no-such-policy": (["train", "--on-existing", "ask"], ("--on-existing", "'refuse'", "'overwrite'")),
-    "missing-argument": (["data", "info"], ("Missing argument 'FILE'", "raydiff data info --help")),
+    "missing-argument": (["data", "info"], ("Missing argument 'file'", "raydiff data info --help")),
     "missing-option": (["data", "collect", "hopper"], ("Missing option '--out'", "raydiff data collect --help")),
     "option-out-of-range": (
         ["data", "collect", "hopper", "--transitions", "5", "--out", "{0}/x.hdf5"],
-        ("--transitions", "5", "100"),
+        ("--transitions", "greater than or equal to 100", "data collect --help"),
     ),
-    "option-of-wrong-type": (["data", "collect", "hopper", "--seed", "one", "--out", "{0}/x.hdf5"], ("--seed", "one")),
+    "option-of-wrong-type": (["data", "collect", "hopper", "--seed", "one", "--out", "{0}/x.hdf5"], ("--seed", "valid integer")),
     # the configuration
     "unknown-key": (
         ["train", "learner.bach_size=3"],
@@ -187,7 +187,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "stall-real-only": (["train", "replay.real_fraction=1"], ("real_fraction=1", "stall", "generator.count=0")),
     "stall-in-an-arm": (["train", "arms={{slow: {{replay.max_lag: 20}}}}"], ("replay.max_lag=20", "stall")),
-    "noise-levels": (["train", "sampler.sigma_min=90"], ("sampler.sigma_min=90", "sampler.sigma_max=80", "Lower")),
+    "noise-levels": (["train", "sampler.sigma_min=90"], ("sampler.sigma_min=90", "below sampler.sigma_max=80")),
     "refiner-noise": (["train", "refiner.sigma=90"], ("refiner.sigma=90", "sampler.sigma_max=80", "Lower")),
     "device-unknown": (["train", "learner.device=tpu"], ("learner.device=tpu", "Use cpu, cuda")),
     "device-absent": (["train", "generator.device=cuda:99"], ("generator.device=cuda:99", "CUDA devices", "=cpu")),
@@ -287,8 +287,8 @@ def complete(arguments: list[str], folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[Path, int]:
-    """Every file and folder below, and when it was changed."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    """Every file and folder below, and when the files were changed."""
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
 
 
 def assert_one_paragraph(error: str, words: tuple[str, ...], folder: Path) -> None:

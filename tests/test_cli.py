@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,10 @@ def test_help_shows_an_example_and_every_option(raydiff: Raydiff, command: str) 
     text = " ".join(out.split())
     assert f"Usage: raydiff {command} " in text
     assert f"Example: {COMMANDS[command]}" in text
-    for line in out.splitlines():
-        if line.strip().startswith("--"):
-            assert len(line.split()) > 2, f"an option without a description: {line}"
+    lines = [line.split() for line in [*out.splitlines(), ""]]
+    for words, below in pairwise(lines):
+        if words[:1] and words[0].startswith("--"):  # the description stands beside it or, after a long name, below
+            assert len(words) > 2 or (below and not below[0].startswith("--")), f"no description: {words}"
 
 
 def test_help_of_train_lists_every_key(raydiff: Raydiff) -> None:

@@ -46,6 +46,7 @@ class RayBackend:
 
     def __enter__(self) -> RayBackend:
         ray.init(
+            address="local",  # never a cluster that happens to be around
             num_cpus=int(self.machine.cpus),
             num_gpus=int(self.machine.gpus),
             object_store_memory=self.config.cluster.object_store_mb * 2**20,
@@ -296,8 +297,11 @@ def _failure(what: str, error: Exception) -> Exception:
 
 
 def _first_cause(error: Exception) -> str:
-    """The innermost message of a Ray error, one line, without the remote stack."""
+    """The innermost message of a Ray error in one line, without the remote stack."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         return f"{type(cause).__name__}: {cause}"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if "creation task" in lines[0]:  # an exception while the actor was built: Ray quotes it at the end
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"

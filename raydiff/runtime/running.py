@@ -21,7 +21,12 @@ class Running:
     def step(self) -> None:
         """Take in what has finished and issue what follows. Raises ``RunFailed`` when nothing can go on."""
         for outcome in self.crew.poll():
-            for command in self.conductor.on(outcome.event):
+            try:
+                commands = self.conductor.on(outcome.event)
+            except RunFailed as error:
+                cause = outcome.facts.get("cause")
+                raise RunFailed(f"{error} ({cause})" if cause else str(error)) from None
+            for command in commands:
                 self.crew.submit(command)
             self.recorder.outcome(outcome, self.conductor)
         self.recorder.tick(self.conductor)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,22 @@ def test_a_dead_learner_ends_the_run_with_its_cause(
         with pytest.raises(RunFailed, match="the learner failed"):
             drive.until(lambda: drive.conductor.finished)
         assert time.monotonic() - begun < 15
+
+
+def test_the_first_cause_is_told(backend: Any, small: Small, dataset: Dataset, models: Models, tmp_path: Path):
+    config = small(**{"cluster.max_restarts": 0, "generator.count": 1})
+    with Drive(backend, config, dataset, models, tmp_path / "gone") as drive:
+        drive.until(lambda: any(c.worker == "generator/0" for c in drive.conductor.in_flight.values()))
+        os.kill(drive.pids["generator/0"][-1], signal.SIGKILL)
+        with pytest.raises(RunFailed, match=r"every generator is gone.*\(ActorDiedError: .+\)"):
+            drive.until(lambda: drive.conductor.finished)
+    empty = replace(dataset.transitions("raydiff"), action=np.zeros(0, np.float32))
+    with Drive(backend, config, dataset, None, tmp_path / "broken") as drive:
+        drive.crew.materials = replace(drive.crew.materials, real=empty)
+        drive.crew.close()
+        drive.crew.start()
+        with pytest.raises(RunFailed, match="the learner failed: IndexError: tuple index out of range"):
+            drive.until(lambda: drive.conductor.finished)
 
 
 def test_an_overdue_call_replaces_its_worker(
