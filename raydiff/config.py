@@ -27,6 +27,9 @@ class DataConfig(Section):
     level: Literal["random"] = Field("random", description="Behaviour that is collected when no file is given.")
     transitions: int = Field(100_000, ge=100, description="Transitions to collect when no file is given.")
     seed: int = Field(0, ge=0, description="Seed of the collection.")
+    semantics: Literal["raydiff", "d4rl_qlearning", "d4rl_qlearning_terminate_on_end"] = Field(
+        "raydiff", description="Which rows are transitions: ours, or exactly those of D4RL's qlearning_dataset."
+    )
     cache: str | None = Field(
         None, description="Folder for datasets and models; default RAYDIFF_CACHE or ~/.cache/raydiff."
     )
@@ -184,7 +187,9 @@ class EvaluationConfig(Section):
     final_episodes: int = Field(20, ge=1, description="Episodes of the final evaluation of the last policy.")
     seed: int = Field(10_000, ge=0, description="First seed of the evaluation episodes, the same for every policy.")
     audit: int = Field(128, ge=0, description="Transitions per audited block replayed in the simulator; 0: none.")
-    cpus: float = Field(0.0, ge=0, description="CPUs per evaluator.")
+    cpus: float = Field(0.0, ge=0, description="CPUs per evaluator; its threads are the whole part, at least one.")
+    gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per evaluator.")
+    device: str = Field("cpu", description="Torch device of the evaluators' policies.")
     nice: int = Field(
         5, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
     )

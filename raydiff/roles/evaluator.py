@@ -59,7 +59,7 @@ class Evaluator:
         start = time.time()
         section, data = self.config.evaluation, self.config.data
         episodes = section.final_episodes if final else section.episodes
-        actor = Policy.from_blob(policy)
+        actor = Policy.from_blob(policy, section.device)
         seeds = range(section.seed, section.seed + episodes)
         played = rollout_returns(lambda observation: actor.act(observation), data.environment, data.version, seeds)
         normalized, raw = score_returns(played.returns, data.environment, self.config.seed)

@@ -113,6 +113,7 @@ class EvaluatorActor:
 
     def __init__(self, config: Config, variance: np.ndarray) -> None:
         _settle(config, config.evaluation.cpus, config.evaluation.nice)
+        _limit_gpu_memory(config.evaluation.device, config.evaluation.gpus)
         from raydiff.roles.evaluator import Evaluator
 
         self.role = Evaluator(config, variance)

@@ -146,7 +146,7 @@ class RayCrew:
         settings = getattr(config, section)
         options: dict[str, Any] = {
             "num_cpus": settings.cpus,
-            "num_gpus": getattr(settings, "gpus", 0),
+            "num_gpus": settings.gpus,
             "max_restarts": 0,
         }
         if role == "learner":

@@ -100,7 +100,7 @@ def demands(config: Config) -> list[Demand]:
     sampling = config.generator.count > 0
     rows = [
         Demand("learner", 1, config.learner.cpus, config.learner.gpus),
-        Demand("evaluator", config.evaluation.count, config.evaluation.cpus, 0.0),
+        Demand("evaluation", config.evaluation.count, config.evaluation.cpus, config.evaluation.gpus),
         Demand("generator", config.generator.count, config.generator.cpus, config.generator.gpus),
         Demand("refiner", config.refiner.count if sampling else 0, config.refiner.cpus, config.refiner.gpus),
     ]
@@ -179,7 +179,7 @@ def check_blocks(config: Config, columns: int) -> None:
 
 
 def _check_devices(config: Config) -> None:
-    for role in ("learner", "generator", "refiner", "denoiser"):
+    for role in ("learner", "evaluation", "generator", "refiner", "denoiser"):
         section = getattr(config, role)
         if section.device.startswith("cuda") and section.gpus == 0:
             raise UserError(

@@ -74,7 +74,7 @@ class Session:
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.real = self.dataset.transitions("raydiff")
+        self.real = self.dataset.transitions(self.config.data.semantics)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
@@ -248,18 +249,14 @@ def test_every_port_is_on_loopback(backend: Any):
 
 
 @pytest.mark.gpu
-def test_a_learner_and_two_generators_share_one_gpu(small: Small, dataset: Dataset, models: Models, tmp_path: Path):
-    import torch
-
+def test_a_learner_and_two_generators_share_one_gpu(
+    backend: Any, small: Small, dataset: Dataset, models: Models, tmp_path: Path
+):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from raydiff.runtime.local import LocalBackend
-
-    device = {f"{role}.device": "cuda" for role in ("learner", "generator", "refiner")}
-    config = small(**device)
-    with (
-        LocalBackend(config, lambda progress: None) as backend,
-        Drive(backend, config, dataset, models, tmp_path) as drive,
-    ):
+    shares = {"learner.gpus": 0.4, "generator.gpus": 0.3, "generator.count": 2, "refiner.count": 0}
+    devices = {"learner.device": "cuda", "generator.device": "cuda"}
+    with Drive(backend, small(**shares, **devices), dataset, models, tmp_path) as drive:
         drive.until(lambda: drive.conductor.finished)
-    assert drive.conductor.update == config.learner.updates
+    assert drive.conductor.update == small().learner.updates
+    assert {record["generator"] for record in drive.records("block")} == {"generator/0", "generator/1"}

@@ -78,10 +78,10 @@ def test_max_lag_of_one_chunk_and_warmup_of_the_whole_table_are_accepted() -> No
 def test_demands_in_the_order_of_the_start() -> None:
     rows = demands(config("generator.count=3", "refiner.count=2"))
     assert [(row.role, row.count) for row in rows] == [
-        ("learner", 1), ("evaluator", 1), ("generator", 3), ("refiner", 2),
+        ("learner", 1), ("evaluation", 1), ("generator", 3), ("refiner", 2),
     ]  # fmt: skip
-    assert [row.role for row in demands(config("generator.count=0", "refiner.count=2"))] == ["learner", "evaluator"]
-    assert [row.role for row in demands(config("refiner.count=0"))] == ["learner", "evaluator", "generator"]
+    assert [row.role for row in demands(config("generator.count=0", "refiner.count=2"))] == ["learner", "evaluation"]
+    assert [row.role for row in demands(config("refiner.count=0"))] == ["learner", "evaluation", "generator"]
 
 
 @pytest.mark.parametrize(("overrides", "machine", "parts"), [
