@@ -17,6 +17,8 @@ import pytest
 
 from raydiff.cli import main
 
+pytestmark = pytest.mark.timeout(30)  # input that is taken for good begins a whole run
+
 Arrays = dict[str, np.ndarray]
 MANY = "long" * 80  # longer than a file name may be
 
