@@ -57,7 +57,8 @@ def train(
     console = Console()
     with StatusBoard(console) as board:
         folder = run(config, runtime, on_existing, board)
-    console.print(score_table(read_summary(folder)))
+    table = Console() if console.is_terminal else Console(width=110)  # a log has no width to fit
+    table.print(score_table(read_summary(folder)))
     console.print(f"report: {folder / 'report' / 'index.html'}", soft_wrap=True, highlight=False)
     console.print(str(folder), soft_wrap=True, highlight=False)
 
