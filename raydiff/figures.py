@@ -206,14 +206,19 @@ def _draw_deviation(axes: Axes, records: list[Record], arms: list[str]) -> None:
         blocks = [r for r in select(records, "block", arm) if r.get("deviation") is not None]
         fresh = [r for r in blocks if r.get("parent_block") is None]
         groups = {
-            "warm-up": [r for r in fresh if r["update"] == 0],
-            "new": [r for r in fresh if r["update"] > 0],
+            "warm-up": [r for r in fresh if _is_warmup(r)],
+            "new": [r for r in fresh if not _is_warmup(r)],
             "refreshed": [r for r in blocks if r.get("parent_block") is not None],
         }
         for name, group in groups.items():
             _scatter(axes, arm, name, [(r["update"], r["deviation"]) for r in group], arms)
             drawn += [r["deviation"] for r in group]
     _scale(axes, drawn)
+
+
+def _is_warmup(record: Record) -> bool:
+    """An unguided block that arrived before the learner's first chunk ended."""
+    return record["update"] == 0 and record.get("guidance", "none") == "none"
 
 
 def _draw_dynamics(axes: Axes, records: list[Record], arms: list[str], floor: float | None) -> None:
