@@ -32,7 +32,7 @@ from raydiff.runtime.conductor import LEARNER, Conductor
 from raydiff.runtime.crew import Materials
 from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.running import Running
-from raydiff.timeline import learner_wait_fraction, overlap_fraction, training_span
+from raydiff.timeline import intervals, learner_wait_fraction, overlap, training_span
 from raydiff.types import Transitions
 
 LOAD = 0.9
@@ -136,8 +136,8 @@ def concurrent(bench: Bench, config: Config) -> tuple[float, int, float, float]:
     span = training_span(records, "bench")
     assert span is not None
     blocks = sum(span[0] <= record["time"]["end"] <= span[1] for record in select(records, "block"))
-    overlap = overlap_fraction(records, "bench", config.replay.samples_per_insert)
-    return span[1] - span[0], blocks, overlap or 0.0, learner_wait_fraction(records, "bench") or 0.0
+    share = overlap(intervals(select(records, "train")), intervals(select(records, "block")))
+    return span[1] - span[0], blocks, share, learner_wait_fraction(records, "bench") or 0.0
 
 
 def measure(rounds: int, updates: int) -> dict[str, float]:
@@ -154,7 +154,7 @@ def measure(rounds: int, updates: int) -> dict[str, float]:
         ratio = limits.synthetic_per_update * per_block / (LOAD * per_update * limits.block_transitions)
         run = derive(config, {"learner.updates": updates, "replay.samples_per_insert": ratio}, "the benchmark")
         for _ in range(rounds):
-            seconds, blocks, overlap, wait = concurrent(bench, run)
+            seconds, blocks, share, wait = concurrent(bench, run)
             learn, generate = bench.learn(updates), bench.generate(blocks)
             ideal = max(learn, generate)
             results.append(
@@ -165,7 +165,7 @@ def measure(rounds: int, updates: int) -> dict[str, float]:
                     "learn_alone_s": learn,
                     "generate_alone_s": generate,
                     "sequential_s": bench.sequential(blocks, updates),
-                    "overlap_fraction": overlap,
+                    "overlap": share,
                     "learner_wait_fraction": wait,
                     "blocks": float(blocks),
                 }

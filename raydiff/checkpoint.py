@@ -24,7 +24,8 @@ def save_learner(folder: Path, arm: str, policy: PolicyBlob, state: dict[str, to
     save_file(plain, target.with_suffix(".part"))
     os.replace(target.with_suffix(".part"), target)
     target = folder / f"{arm}.policy.safetensors"
-    metadata = {"spec": json.dumps(policy.spec), "version": str(policy.version)}
+    # One entry: the order in which safetensors writes several is random, and equal policies should be equal files.
+    metadata = {"policy": json.dumps({"version": policy.version, "spec": policy.spec})}
     save_numpy({"weights": np.ascontiguousarray(policy.weights)}, target.with_suffix(".part"), metadata=metadata)
     os.replace(target.with_suffix(".part"), target)
 
@@ -37,7 +38,7 @@ def load_policy(path: Path) -> PolicyBlob:
         raise UserError(f"There is no policy file {path}. Runs keep theirs as checkpoints/ARM.policy.safetensors.")
     try:
         with safe_open(str(path), "numpy") as file:
-            metadata = file.metadata() or {}
-        return PolicyBlob.pack(int(metadata["version"]), json.loads(metadata["spec"]), load_file(path)["weights"])
-    except (SafetensorError, KeyError, ValueError) as error:
+            header = json.loads((file.metadata() or {})["policy"])
+        return PolicyBlob.pack(int(header["version"]), header["spec"], load_file(path)["weights"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a policy of raydiff ({error}).") from None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Hidden = tuple[Annotated[int, Field(ge=1)], ...]
 
 
@@ -232,6 +233,6 @@ class Config(Section):
     replay: ReplayConfig = Field(ReplayConfig(), description="The replay store and its flow control.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluators.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="The machine or cluster.")
-    arms: dict[str, dict[str, Any]] = Field(
+    arms: dict[ArmName, dict[str, Any]] = Field(
         default_factory=dict, description="Other runs for comparison: name -> dotted overrides of this configuration."
     )

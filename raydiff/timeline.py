@@ -13,6 +13,7 @@ from raydiff.metrics import Record, select
 
 Interval = tuple[float, float]
 
+MOST_IDLE = 0.2  # from this share of idle generators on, nothing counts as overlapped
 TOLERANCE = 0.1  # how far samples per insert may be from its target for learning to count as overlapped
 
 
@@ -86,13 +87,17 @@ def overlap_fraction(records: list[Record], arm: str, target: float) -> float | 
     """Learner-busy seconds with a generator or refiner inside its sampler, over all learner-busy seconds.
 
     A chunk at whose end samples per insert was more than 10 % off ``target`` counts as not overlapped: learning that
-    runs ahead of its data, or data that pile up, are not what the overlap is meant to praise. None where the arm has
-    no timed train or block records.
+    runs ahead of its data, or data that pile up, are not what the overlap is meant to praise. Nothing counts where
+    the generators were idle for a fifth of the time or more. None where the arm has no timed train or block records.
     """
     train, blocks = select(records, "train", arm), intervals(select(records, "block", arm))
+    span = training_span(records, arm)
     busy = length(intervals(train))
-    if busy <= 0 or not blocks:
+    if busy <= 0 or not blocks or span is None:
         return None
+    idle = idle_fraction(records, arm, "generator", *span)
+    if idle is not None and idle >= MOST_IDLE:
+        return 0.0
     paced = intervals(record for record in train if keeps_ratio(record, target))
     return intersection_length(paced, blocks) / busy
 

@@ -302,13 +302,13 @@ def assert_one_paragraph(error: str, words: tuple[str, ...], folder: Path) -> No
         assert word.format(folder) in error, error
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared: no case changes it, and each case checks that."""
-    folder = tmp_path_factory.mktemp("bad")
-    prepare(folder)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     import raydiff.runtime.session  # noqa: F401  its imports are not what is measured
 
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    prepare(folder)
     return folder
 
 
@@ -355,14 +355,14 @@ def test_bad_input_in_a_process_of_its_own(name: str, folder: Path, tmp_path: Pa
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(tmp_path)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(tmp_path / "ray")},
     )
     output, error = process.communicate(timeout=60)
     assert process.returncode == 2, error
     assert_one_paragraph(error, words, folder)
     assert output == ""
     assert contents(folder) == before
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [folder]
     assert not [pid for pid in psutil.pids() if session_of(pid) == process.pid]
 
 

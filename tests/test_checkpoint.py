@@ -87,14 +87,15 @@ def test_damaged_policy_is_a_users_error(
 def test_other_safetensors_are_not_policies(saved: tuple[Path, PolicyBlob, dict[str, torch.Tensor]]) -> None:
     folder, policy, _ = saved
     assert "is not a policy of raydiff" in refusal(folder / "alpha_2.5.safetensors")
-    good = {"spec": json.dumps(policy.spec), "version": "700"}
-    for tensors, metadata in (
-        ({"weights": policy.weights}, {"spec": good["spec"]}),
-        ({"weights": policy.weights}, good | {"version": "newest"}),
-        ({"weights": policy.weights}, good | {"spec": "{"}),
-        ({"other": policy.weights}, good),
+    good = {"spec": policy.spec, "version": 700}
+    for name, header in (
+        ("weights", json.dumps({"spec": policy.spec})),
+        ("weights", json.dumps(good | {"version": "newest"})),
+        ("weights", "{"),
+        ("weights", "[]"),
+        ("other", json.dumps(good)),
     ):
-        save_numpy(tensors, folder / "other.safetensors", metadata=metadata)
+        save_numpy({name: policy.weights}, folder / "other.safetensors", metadata={"policy": header})
         assert "is not a policy of raydiff" in refusal(folder / "other.safetensors")
 
 

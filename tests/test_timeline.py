@@ -70,7 +70,7 @@ def test_intersection_and_overlap_match_a_grid(first: list[Interval], second: li
 @settings(max_examples=200)
 def test_overlap_fraction_matches_a_grid(chunks: list[tuple[int, int, int, int]], sampling: list[Interval]) -> None:
     records = [train(a * STEP, b * STEP, 10 * sampled, 10 * inserted) for a, b, sampled, inserted in chunks]
-    records += [block("generator/0", *pair) for pair in sampling]
+    records += [block("refiner/0", *pair) for pair in sampling]
     busy = cells([(a * STEP, b * STEP) for a, b, _, _ in chunks])
     paced = cells([(a * STEP, b * STEP) for a, b, s, i in chunks if i and 9 * i <= s <= 11 * i])
     got = overlap_fraction(records, "g", 10.0)
@@ -78,6 +78,12 @@ def test_overlap_fraction_matches_a_grid(chunks: list[tuple[int, int, int, int]]
         assert got is None
     else:
         assert got == pytest.approx((paced & cells(sampling)).sum() / busy.sum(), abs=1e-12)
+
+
+def test_nothing_counts_where_generators_idle() -> None:
+    refining = block("refiner/0", 0.0, 10.0)
+    assert overlap_fraction([train(0, 10), block("generator/0", 0.0, 8.5), refining], "g", 32.0) == 1.0
+    assert overlap_fraction([train(0, 10), block("generator/0", 0.0, 7.5), refining], "g", 32.0) == 0.0
 
 
 def test_chunks_off_the_ratio_do_not_count() -> None:

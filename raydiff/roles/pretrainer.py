@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raydiff.config import Config
@@ -60,7 +62,8 @@ def _reward_state(config: Config, dataset: Dataset, cache: Path, progress: Progr
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     path = cache / "rewards" / f"{key}.safetensors"
     if path.is_file():
-        return load_file(path)
+        with contextlib.suppress(SafetensorError):  # a damaged file is made anew
+            return load_file(path)
     if progress is not None:
         progress("reward model", 0, config.reward.steps, float("nan"), None)
     model, metrics = train_reward_model(dataset.transitions("dynamics"), config.reward, config.denoiser.seed)

@@ -17,6 +17,7 @@ import torch
 from raydiff.compute import configure_compute
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
+from raydiff.errors import RunFailed
 from raydiff.roles.evaluator import Evaluator
 from raydiff.roles.generator import Generator
 from raydiff.roles.learner import Learner
@@ -62,13 +63,16 @@ class LocalCrew:
         self.queue.append((command, self.policy, self.blocks.get(named) if named is not None else None))
 
     def poll(self) -> list[Outcome]:
-        """Execute the oldest command, if any."""
+        """Execute the oldest command, if any. Raises ``RunFailed`` when the learner's losses are not finite."""
         if self.ready:
             return [self.ready.popleft()]
         if not self.queue:
             return []
         command, policy, rows = self.queue.popleft()
-        event, report = self._execute(command, policy, rows)
+        try:
+            event, report = self._execute(command, policy, rows)
+        except FloatingPointError as error:
+            raise RunFailed(f"{command.worker} failed: {error}") from None
         return [Outcome(event, report, command.worker)]
 
     def _execute(self, command: m.Call, policy: PolicyBlob, rows: np.ndarray | None) -> tuple[m.Event, Any]:

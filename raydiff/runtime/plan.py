@@ -125,6 +125,20 @@ def usable_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def check_hardware(config: Config, gpus: int) -> None:
+    """Refuse torch devices that a machine with ``gpus`` CUDA devices does not have, for either runtime."""
+    for role in ("learner", "evaluation", "generator", "refiner", "denoiser"):
+        device = getattr(config, role).device
+        kind, colon, index = device.partition(":")
+        if device != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
+            raise UserError(f"{role}.device={device} is not a device. Use cpu, cuda or cuda:N.")
+        if kind == "cuda" and int(index or 0) >= gpus:
+            raise UserError(
+                f"{role}.device={device}, but the CUDA devices that torch can use here number {gpus}. Set "
+                f"{role}.device=cpu, or install a driver and a build of torch that know the GPU."
+            )
+
+
 def check_placement(config: Config, machine: Machine) -> None:
     """Refuse roles that the machine cannot hold, naming the first that is short, and settings unfit for Ray."""
     _check_pretrainer(config, machine)

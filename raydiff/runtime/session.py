@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from raydiff.checkpoint import save_learner
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
-from raydiff.data.source import cache_folder, load_dataset
+from raydiff.data.source import cache_folder, check_cache, load_dataset
 from raydiff.metrics import MetricsWriter
 from raydiff.presets import derive
 from raydiff.replay.provenance import write_provenance
@@ -27,7 +27,7 @@ from raydiff.roles.pretrainer import check_models, prepare_models
 from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Crew, Materials
-from raydiff.runtime.plan import check_blocks, check_placement, this_machine
+from raydiff.runtime.plan import check_blocks, check_hardware, check_placement, this_machine, usable_gpus
 from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.running import Running
 from raydiff.status import Status, StatusBoard
@@ -168,12 +168,14 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
     arms = {name: derive(config, values, f"arms.{name}") for name, values in config.arms.items() if name != main}
     for arm in (config, *arms.values()):
         Conductor(arm, "check")  # refuses limits that would stall
+        check_hardware(arm, usable_gpus())
         if runtime == "ray":
             check_placement(arm, this_machine(arm))
     check_run_folder(config, on_existing)
     dataset = _load(config, board)
     if any(arm.generator.count for arm in (config, *arms.values())):
         check_models(config, dataset)
+        check_cache(config.data)
     if runtime == "ray":
         for arm in (config, *arms.values()):
             check_blocks(arm, dataset.observation_size + dataset.action_size + 2)
