@@ -118,7 +118,11 @@ def test_ctrl_c_while_collecting(raydiff: Raydiff, tmp_path: Path, monkeypatch: 
     import raydiff.data.collect as module
 
     monkeypatch.setattr(module, "_write", lambda *_: signal.raise_signal(signal.SIGINT))
-    code, _, err = raydiff("data", "collect", "hopper", "--transitions", "100", "--out", str(tmp_path / "x.hdf5"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        code, _, err = raydiff("data", "collect", "hopper", "--transitions", "100", "--out", str(tmp_path / "x.hdf5"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "Ctrl-C" in err
     assert list(tmp_path.iterdir()) == []

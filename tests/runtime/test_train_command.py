@@ -27,7 +27,14 @@ def start(cache: Path, output: Path, *overrides: str) -> subprocess.Popen[str]:
     command += [f"data.cache={cache}", "denoiser.steps=60", "reward.steps=60", *overrides]
     environment = {**os.environ, "HOME": str(output), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+        # Tests may run as a shell's background job, whose children ignore Ctrl-C unless told otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
