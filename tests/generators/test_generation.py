@@ -15,7 +15,6 @@ from raydiff.data.normalizer import TrajectoryNormalizer
 from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.edm import Denoiser
 from raydiff.diffusion.networks import build_network
-from raydiff.errors import UserError
 from raydiff.generators.pgd import TrajectoryGenerator
 from raydiff.generators.refine import refresh, schedule_progress
 from raydiff.types import Trajectories
@@ -184,7 +183,7 @@ def test_refresh_follows_the_current_policy(mode):
 
 def test_refresh_above_sigma_max_is_refused():
     bundle = make_bundle()
-    with pytest.raises(UserError, match=r"refiner\.sigma"):
+    with pytest.raises(ValueError, match=r"refiner\.sigma=81"):
         refreshed(bundle, stored(bundle, 4), 81.0)
 
 

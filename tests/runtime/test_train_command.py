@@ -94,7 +94,12 @@ def test_ctrl_c_leaves_no_process(cache: Path, tmp_path: Path):
     members = family(process)
     assert len(members) > 5
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        for member in members:  # a failing test, too, leaves nothing behind
+            member.kill()
+        raise
     assert process.returncode == 130, out + err
     assert "Ctrl-C" in err
     assert "Traceback" not in out + err
