@@ -48,7 +48,7 @@ def prepare_models(config: Config, dataset: Dataset, cache: Path, progress: Prog
         progress=_named(progress, "denoiser"),
     )
     reward = _reward_state(config, dataset, cache, progress) if config.reward.kind == "model" else None
-    return Models(bundle, reward)
+    return Models(bundle.to("cpu"), reward)  # generators may be on machines without the pretrainer's device
 
 
 def _reward_state(config: Config, dataset: Dataset, cache: Path, progress: Progress | None) -> dict[str, torch.Tensor]:

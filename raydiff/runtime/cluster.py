@@ -34,6 +34,7 @@ from raydiff.runtime.plan import this_machine
 from raydiff.types import PolicyBlob
 
 RESTART_WINDOW_S = 300.0
+START_LIMIT_S = 300.0  # an actor's imports take seconds, on a busy machine tens of them
 WAIT_S = 0.25
 
 
@@ -123,7 +124,6 @@ class RayCrew:
         self.blocks: dict[int, ray.ObjectRef] = {}
         self.deaths: defaultdict[str, list[float]] = defaultdict(list)
         self.causes: dict[str, str] = {}
-        self.gone: set[str] = set()
 
     def start(self) -> None:
         """Learner first: the others wait for its first policy."""
@@ -144,11 +144,7 @@ class RayCrew:
         config, role = self.config, name.split("/")[0]
         section = {"evaluator": "evaluation"}.get(role, role)
         settings = getattr(config, section)
-        options: dict[str, Any] = {
-            "num_cpus": settings.cpus,
-            "num_gpus": settings.gpus,
-            "max_restarts": 0,
-        }
+        options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_restarts": 0}
         if role == "learner":
             actor = _with(LearnerActor, options).remote(config, self.real, self.materials.learner_id)
             self.first_weights, ready = actor.ready.remote()
@@ -245,12 +241,14 @@ class RayCrew:
 
     def _overdue(self) -> list[Outcome]:
         """Workers that take longer than allowed, to start or for a call, are replaced: nothing hangs in silence."""
-        since = [(name, begun) for name, begun in self.starting.values()]
-        since += [(command.worker, begun) for command, begun, _ in self.calls.values()]
-        now, limit = time.monotonic(), self.config.cluster.call_timeout_s
+        limit = self.config.cluster.call_timeout_s
+        since = [(name, begun, max(limit, START_LIMIT_S)) for name, begun in self.starting.values()]
+        since += [(command.worker, begun, limit) for command, begun, _ in self.calls.values()]
+        now = time.monotonic()
+        late = {name: allowed for name, begun, allowed in since if now - begun > allowed}
         outcomes: list[Outcome] = []
-        for worker in {name for name, begun in since if now - begun > limit}:
-            outcomes += self._lost(worker, TimeoutError(f"{worker} took longer than {limit:g} s to start or to answer"))
+        for name, allowed in late.items():
+            outcomes += self._lost(name, TimeoutError(f"{name} took longer than {allowed:g} s to start or to answer"))
         return outcomes
 
     def _lost(self, worker: str, error: Exception) -> list[Outcome]:
@@ -267,7 +265,6 @@ class RayCrew:
         recent = [at for at in self.deaths[worker] if now - at < RESTART_WINDOW_S] + [now]
         self.deaths[worker] = recent
         if len(recent) > self.config.cluster.max_restarts:
-            self.gone.add(worker)
             return [Outcome(m.WorkerGone(worker), worker=worker, facts={"cause": self.causes[worker]})]
         self._launch(worker)
         return [Outcome(m.WorkerLost(worker), worker=worker, facts={"cause": cause})]
