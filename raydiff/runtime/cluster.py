@@ -29,7 +29,7 @@ from raydiff.errors import RunFailed, UserError
 from raydiff.runtime import messages as m
 from raydiff.runtime.actors import EvaluatorActor, LearnerActor, PretrainActor, SamplerActor
 from raydiff.runtime.conductor import LEARNER
-from raydiff.runtime.crew import Crew, Materials, Outcome
+from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
 from raydiff.runtime.plan import this_machine
 from raydiff.types import PolicyBlob
 
@@ -41,8 +41,8 @@ WAIT_S = 0.25
 class RayBackend:
     """A Ray instance on this machine, for the time of a ``with`` block."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, note: Note = lambda progress: None) -> None:
+        self.config, self.note = config, note
         self.machine = this_machine(config)
 
     def __enter__(self) -> RayBackend:
@@ -78,7 +78,7 @@ class RayBackend:
             time.sleep(WAIT_S)
 
     def pretrain(self, config: Config, dataset: Dataset, cache: Path) -> RayPretraining:
-        return RayPretraining(config, dataset, cache)
+        return RayPretraining(config, dataset, cache, self.note)
 
     def learners_at_once(self, config: Config, pretraining: bool) -> int:
         """How many learners fit beside the pretrainer, by the CPUs that both promise to use; at least one."""
@@ -89,20 +89,24 @@ class RayBackend:
 class RayPretraining:
     """Pretraining in an actor of its own, watched from here."""
 
-    def __init__(self, config: Config, dataset: Dataset, cache: Path) -> None:
+    def __init__(self, config: Config, dataset: Dataset, cache: Path, note: Note) -> None:
+        self.note = note
         options = {"num_cpus": config.denoiser.cpus, "num_gpus": config.denoiser.gpus}
         self.actor = _with(PretrainActor, options).remote(config)
         self.done = self.actor.run.remote(dataset, str(cache))
         self.question = self.actor.progress.remote()
         self.asked = time.monotonic()
-        self.progress: tuple[str, int, int, float, float | None] | None = None
+        self.progress: Progress | None = None
 
     def advance(self) -> bool:
         """Look at the progress about once a second; raise ``RunFailed`` if the pretrainer died."""
         finished, _ = ray.wait([self.done, self.question], num_returns=2, timeout=0)
         try:
             if self.question in finished and time.monotonic() - self.asked > 1.0:
-                self.progress = ray.get(self.question) or self.progress
+                latest = ray.get(self.question)
+                if latest is not None and latest != self.progress:
+                    self.progress = latest
+                    self.note(latest)
                 self.question, self.asked = self.actor.progress.remote(), time.monotonic()
             if self.done in finished:
                 ray.get(self.done)

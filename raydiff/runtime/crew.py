@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,11 @@ from raydiff.config import Config
 from raydiff.roles.models import Models
 from raydiff.runtime import messages as m
 from raydiff.types import PolicyBlob, Transitions
+
+Progress = tuple[str, int, int, float, float | None]
+"""Of pretraining: what, step, steps, loss, held-out loss."""
+
+Note = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ the same bytes each time, because nothing depends on when something finishes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,8 @@ from raydiff.roles.learner import Learner
 from raydiff.roles.pretrainer import prepare_models
 from raydiff.runtime import messages as m
 from raydiff.runtime.conductor import LEARNER
-from raydiff.runtime.crew import Crew, Materials, Outcome
+from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
 from raydiff.types import PolicyBlob
-
-Progress = tuple[str, int, int, float, float | None]
-Show = Callable[[Progress], None]
 
 
 class LocalCrew:
@@ -110,10 +106,10 @@ class LocalCrew:
 
 
 class LocalPretraining:
-    """Pretraining in this process: one ``advance`` does it all, showing its progress on the way."""
+    """Pretraining in this process: one ``advance`` does it all, noting its progress on the way."""
 
-    def __init__(self, config: Config, dataset: Dataset, cache: Path, show: Show) -> None:
-        self.config, self.dataset, self.cache, self.show = config, dataset, cache, show
+    def __init__(self, config: Config, dataset: Dataset, cache: Path, note: Note) -> None:
+        self.config, self.dataset, self.cache, self.note = config, dataset, cache, note
         self.progress: Progress | None = None
 
     def advance(self) -> bool:
@@ -122,14 +118,14 @@ class LocalPretraining:
 
     def _note(self, *progress: Any) -> None:
         self.progress = progress
-        self.show(self.progress)
+        self.note(self.progress)
 
 
 class LocalBackend:
     """The runtime without Ray, as a context manager that sets this process's threads."""
 
-    def __init__(self, config: Config, show: Show) -> None:
-        self.config, self.show = config, show
+    def __init__(self, config: Config, note: Note) -> None:
+        self.config, self.note = config, note
 
     def __enter__(self) -> LocalBackend:
         # One thread, as any actor would have: sums then come in the same order on every machine.
@@ -146,7 +142,7 @@ class LocalBackend:
         """Nothing runs elsewhere, so there is nothing to wait for."""
 
     def pretrain(self, config: Config, dataset: Dataset, cache: Path) -> LocalPretraining:
-        return LocalPretraining(config, dataset, cache, self.show)
+        return LocalPretraining(config, dataset, cache, self.note)
 
     def learners_at_once(self, config: Config, pretraining: bool) -> int:
         return 0 if pretraining else 1

@@ -26,7 +26,7 @@ from raydiff.roles.models import Models
 from raydiff.roles.pretrainer import check_models, prepare_models
 from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
 from raydiff.runtime.conductor import Conductor
-from raydiff.runtime.crew import Crew, Materials
+from raydiff.runtime.crew import Crew, Materials, Progress
 from raydiff.runtime.plan import check_blocks, check_hardware, check_placement, this_machine, usable_gpus
 from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.running import Running
@@ -50,9 +50,9 @@ class Backend(Protocol):
 
 
 class Pretraining(Protocol):
-    """Models in the making. ``progress``: what, step, steps, loss, held-out loss."""
+    """Models in the making; each step of ``progress`` is also told to the backend's ``note``."""
 
-    progress: tuple[str, int, int, float, float | None] | None
+    progress: Progress | None
 
     def advance(self) -> bool:
         """Do or await a part of the work; true once the models are in the cache."""
@@ -126,21 +126,12 @@ class Session:
                 for running in [r for r in active if r.finished]:
                     self.end(running)
                     active.remove(running)
-                if pretraining is not None and self._advance(pretraining):
+                if pretraining is not None and pretraining.advance():
                     pretraining = None
                 self.board.update(self._statuses(active, pretraining))
         finally:
             for running in active:
                 running.crew.close()
-
-    def _advance(self, pretraining: Pretraining) -> bool:
-        before = pretraining.progress
-        done = pretraining.advance()
-        if pretraining.progress is not None and pretraining.progress != before:
-            what, step, steps, loss, holdout = pretraining.progress
-            record = {"kind": "pretrain", "model": what, "step": step, "steps": steps, "loss": loss}
-            self.writer.write({**record, "holdout_loss": holdout, "time": {"at": time.time()}})
-        return done
 
     @staticmethod
     def _statuses(active: list[Running], pretraining: Pretraining | None) -> list[Status]:
@@ -183,7 +174,7 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
     with ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(folder))
         seconds = {"data": time.monotonic() - begun}
-        backend = stack.enter_context(_backend(runtime, config, board))
+        backend = stack.enter_context(_backend(runtime, config, writer, board))
         session = Session(config, dataset, backend, writer, board, folder, seconds=seconds)
         _run_phases(session, main, arms)
     session.seconds["total"] = time.monotonic() - begun
@@ -214,17 +205,25 @@ def _load(config: Config, board: StatusBoard) -> Dataset:
     return load_dataset(config.data, progress)
 
 
-def _backend(runtime: RuntimeName, config: Config, board: StatusBoard) -> Any:
+def _backend(runtime: RuntimeName, config: Config, writer: MetricsWriter, board: StatusBoard) -> Any:
     """The runtime by name; Ray is imported only when it is used."""
+
+    def note(progress: Progress) -> None:
+        what, step, steps, loss, holdout = progress
+        record = {"kind": "pretrain", "model": what, "step": step, "steps": steps, "loss": loss}
+        writer.write({**record, "holdout_loss": holdout, "time": {"at": time.time()}})
+        if runtime == "local":  # nobody else looks while this process trains
+            board.update([_pretraining_status(progress)])
+
     if runtime == "local":
         from raydiff.runtime.local import LocalBackend
 
-        return LocalBackend(config, lambda progress: board.update([_pretraining_status(progress)]))
+        return LocalBackend(config, note)
     from raydiff.runtime.cluster import RayBackend
 
-    return RayBackend(config)
+    return RayBackend(config, note)
 
 
-def _pretraining_status(progress: tuple[str, int, int, float, float | None]) -> Status:
+def _pretraining_status(progress: Progress) -> Status:
     what, *numbers = progress
     return Status(phase=f"pretraining: {what}", arm="models", pretrain=tuple(numbers))  # type: ignore[arg-type]
