@@ -30,7 +30,7 @@ from raydiff.runtime import messages as m
 from raydiff.runtime.actors import EvaluatorActor, LearnerActor, PretrainActor, SamplerActor
 from raydiff.runtime.conductor import LEARNER
 from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
-from raydiff.runtime.plan import this_machine
+from raydiff.runtime.plan import arms_at_once, this_machine
 from raydiff.types import PolicyBlob
 
 RESTART_WINDOW_S = 300.0
@@ -80,10 +80,8 @@ class RayBackend:
     def pretrain(self, config: Config, dataset: Dataset, cache: Path) -> RayPretraining:
         return RayPretraining(config, dataset, cache, self.note)
 
-    def learners_at_once(self, config: Config, pretraining: bool) -> int:
-        """How many learners fit beside the pretrainer, by the CPUs that both promise to use; at least one."""
-        free = self.machine.cpus - (config.denoiser.cpus if pretraining else 0)
-        return max(1, int(free // max(config.learner.cpus, 0.5)))
+    def learners_at_once(self, arms: list[Config], pretraining: bool) -> int:
+        return arms_at_once(arms, self.machine, pretraining)
 
 
 class RayPretraining:

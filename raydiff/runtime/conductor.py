@@ -299,7 +299,7 @@ class Conductor:
             self._count(shard, -1)
             self.discards["blocks: empty"] += 1
             return [m.Forget(block)]
-        if self._too_old(report.provenance.policy_version) and not shard.warm:
+        if self._too_old(report.provenance.policy_version):
             if self.workers["refiner"]:
                 self.stale[block] = report
                 return []

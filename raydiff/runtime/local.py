@@ -144,5 +144,5 @@ class LocalBackend:
     def pretrain(self, config: Config, dataset: Dataset, cache: Path) -> LocalPretraining:
         return LocalPretraining(config, dataset, cache, self.note)
 
-    def learners_at_once(self, config: Config, pretraining: bool) -> int:
+    def learners_at_once(self, arms: list[Config], pretraining: bool) -> int:
         return 0 if pretraining else 1

@@ -15,6 +15,8 @@ from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
 from raydiff.replay.limiter import SampleLimiter
 from raydiff.replay.mixture import real_rows
 
+DEVICE_SECTIONS = ("learner", "evaluation", "generator", "refiner", "denoiser")
+
 
 @dataclass(frozen=True)
 class FlowLimits:
@@ -127,7 +129,7 @@ def usable_gpus() -> int:
 
 def check_hardware(config: Config, gpus: int) -> None:
     """Refuse torch devices that a machine with ``gpus`` CUDA devices does not have, for either runtime."""
-    for role in ("learner", "evaluation", "generator", "refiner", "denoiser"):
+    for role in DEVICE_SECTIONS:
         device = getattr(config, role).device
         kind, colon, index = device.partition(":")
         if device != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
@@ -155,6 +157,23 @@ def check_placement(config: Config, machine: Machine) -> None:
                     )
                 free[name] -= need
     _check_devices(config)
+
+
+def arms_at_once(arms: list[Config], machine: Machine, pretraining: bool) -> int:
+    """How many of the arms (those without generators) may run side by side, the pretrainer included in the account.
+
+    One may always run by itself; beside the pretrainer none may where there is no room, for its actors would wait
+    for resources until their start counts as failed.
+    """
+    if not arms:
+        return 0
+    room = len(arms)
+    for key in ("cpus", "gpus"):
+        need = max(sum(row.count * getattr(row, key) for row in demands(arm)) for arm in arms)
+        free = getattr(machine, key) - (getattr(arms[0].denoiser, key) if pretraining else 0)
+        if need > 0:
+            room = min(room, max(0, int((free + 1e-9) // need)))
+    return room if pretraining else max(1, room)
 
 
 def _check_pretrainer(config: Config, machine: Machine) -> None:
@@ -193,7 +212,7 @@ def check_blocks(config: Config, columns: int) -> None:
 
 
 def _check_devices(config: Config) -> None:
-    for role in ("learner", "evaluation", "generator", "refiner", "denoiser"):
+    for role in DEVICE_SECTIONS:
         section = getattr(config, role)
         if section.device.startswith("cuda") and section.gpus == 0:
             raise UserError(

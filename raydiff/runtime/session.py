@@ -46,7 +46,7 @@ class Backend(Protocol):
 
     def pretrain(self, config: Config, dataset: Dataset, cache: Path) -> Pretraining: ...
 
-    def learners_at_once(self, config: Config, pretraining: bool) -> int: ...
+    def learners_at_once(self, arms: list[Config], pretraining: bool) -> int: ...
 
 
 class Pretraining(Protocol):
@@ -117,7 +117,7 @@ class Session:
         waiting, active = deque(arms), list[Running]()
         try:
             while waiting or active or pretraining is not None:
-                room = self.backend.learners_at_once(self.config, pretraining is not None)
+                room = self.backend.learners_at_once([arm for _, arm in arms], pretraining is not None)
                 while waiting and len(active) < room:
                     active.append(self.begin(*waiting.popleft()))
                 self.backend.wait([running.crew for running in active])

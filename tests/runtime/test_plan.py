@@ -11,6 +11,7 @@ from raydiff.presets import derive, load_config
 from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
 from raydiff.runtime.plan import (
     Machine,
+    arms_at_once,
     check_blocks,
     check_placement,
     demands,
@@ -149,3 +150,17 @@ def test_presets_are_not_refused(path: Path) -> None:
         flow_limits(arm)
         check_placement(arm, Machine(max(2.0, arm.cluster.cpus or 0), 0.0))
         check_blocks(arm, COLUMNS)
+
+
+def test_arms_run_beside_the_pretrainer_only_where_both_fit() -> None:
+    arm = config("generator.count=0", "learner.cpus=1", "evaluation.cpus=0")
+    two, four = Machine(2, 0), Machine(4, 0)
+    assert [arms_at_once([arm] * 3, two, pretraining) for pretraining in (True, False)] == [1, 2]
+    assert [arms_at_once([arm] * 3, four, pretraining) for pretraining in (True, False)] == [3, 3]
+    greedy = config("generator.count=0", "learner.cpus=1", "denoiser.cpus=2")
+    assert arms_at_once([greedy], two, pretraining=True) == 0  # it would wait for a CPU until its start had failed
+    assert arms_at_once([greedy], two, pretraining=False) == 1
+    gpu = config("generator.count=0", "learner.gpus=1", "denoiser.gpus=1")
+    assert arms_at_once([gpu, gpu], Machine(8, 1), pretraining=True) == 0
+    assert arms_at_once([gpu, gpu], Machine(8, 1), pretraining=False) == 1
+    assert arms_at_once([], two, pretraining=True) == 0
