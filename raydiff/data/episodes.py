@@ -37,3 +37,13 @@ def slices_of(ends: np.ndarray, keep_unfinished: bool) -> np.ndarray:
         stops = np.append(stops, len(ends))
     starts = np.concatenate([np.zeros(1, dtype=np.int64), stops[:-1]]) if len(stops) else stops
     return np.stack([starts, stops], axis=1).astype(np.int64)
+
+
+def chunk_returns(reward: np.ndarray, limit: int) -> np.ndarray:
+    """Returns ``[N // limit]`` (float64) of consecutive stretches of ``limit`` rows; rows left over do not count.
+
+    It stands for episode returns in data that is one unbroken trajectory, as maze2d's is: its flags say where a
+    target was reached, and nothing is ever set back.
+    """
+    count = len(reward) // limit
+    return reward[: count * limit].reshape(count, limit).sum(axis=1, dtype=np.float64)

@@ -1,8 +1,8 @@
 """How true synthetic data is: put the simulator into each generated state, replay the action, compare (section I.3).
 
-Observations of the three environments hold the whole state but the x position, on which neither dynamics nor
-reward depend. Hopper and Walker2d clip velocities to +-10; a state at that limit cannot be set and is left out
-and counted.
+That needs observations that hold the whole state. Those of the mazes do; those of the walkers lack only the place
+on the ground, on which neither dynamics nor reward depend. Hopper and Walker2d clip velocities to +-10; a state at
+that limit cannot be set and is left out and counted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from typing import Any, cast
 import mujoco
 import numpy as np
 
-from raydiff.evaluation.envs import make_env, quiet_mujoco
+from raydiff.envs.maze2d import IDS as MAZE2D_IDS
+from raydiff.envs.maze2d import Maze2dEnv, maze_of
+from raydiff.envs.quiet import quiet_mujoco
+from raydiff.envs.registry import canonical, make_env
+from raydiff.errors import UserError
 from raydiff.types import Trajectories, Transitions
 
-_VELOCITY_LIMIT = {"hopper": 10.0, "walker2d": 10.0}
+# Leading positions of the simulator that the observation leaves out, by family.
+_HIDDEN = {"HalfCheetah": 1, "Hopper": 1, "Walker2d": 1, "Ant": 2, "ant": 2, "maze2d": 0, "antmaze": 0}
+_VELOCITY_LIMIT = {"Hopper": 10.0, "Walker2d": 10.0}
 _LIMIT_MARGIN = 1e-6
 _TRIMMED_SHARE = 0.05
 
@@ -79,13 +85,37 @@ class ReplayResult:
     normalized: np.ndarray
 
 
-class Auditor:
-    """One simulator to hold data against. Terminations and the time limit are ignored."""
+def auditable(environment: str) -> bool:
+    """Whether an environment's observations hold its whole state, so that an ``Auditor`` can be made for it."""
+    return _family(environment) in _HIDDEN
 
-    def __init__(self, environment: str, version: str) -> None:
-        self._env = cast(Any, make_env(environment, version).unwrapped)
-        self._limit = _VELOCITY_LIMIT.get(environment)
-        self._positions = self._env.model.nq - 1
+
+def legal_share(environment: str, trajectories: Trajectories) -> float | None:
+    """Share of the trajectories that never touch the inside of a wall or leave the maze; ``None`` where no maze is."""
+    name = canonical(environment)
+    if name not in MAZE2D_IDS or not len(trajectories):
+        return None
+    return float(maze_of(name).is_legal(trajectories.observation[..., :2]).all(axis=1).mean())
+
+
+class Auditor:
+    """One simulator to hold data against. Terminations and the time limit are ignored.
+
+    ``environment`` is an id or alias. Raises ``UserError`` where it is not ``auditable``.
+    """
+
+    def __init__(self, environment: str) -> None:
+        family = _family(environment)
+        if family not in _HIDDEN:
+            raise UserError(
+                f"{environment}: synthetic data cannot be replayed here, because the observations do not hold the whole "
+                f"state of the simulator. Set evaluation.audit=0."
+            )
+        self._env = cast(Any, make_env(environment).unwrapped)
+        self._limit = _VELOCITY_LIMIT.get(family)
+        self._hidden = _HIDDEN[family]
+        self._positions = self._env.model.nq - self._hidden
+        self._velocities = slice(self._positions, self._positions + self._env.model.nv)
 
     def audit(self, transitions: Transitions, variance: np.ndarray) -> AuditResult:
         """Replay each transition for one step; ``variance [S]`` is that of the real observations."""
@@ -145,23 +175,35 @@ class Auditor:
         """Which states ``[n]`` can be set in the simulator: those with no velocity at the clip."""
         if self._limit is None:
             return np.ones(len(observation), dtype=bool)
-        return (np.abs(observation[:, self._positions :]) < self._limit - _LIMIT_MARGIN).all(axis=1)
+        return (np.abs(observation[:, self._velocities]) < self._limit - _LIMIT_MARGIN).all(axis=1)
 
     def _set_state(self, observation: np.ndarray) -> None:
+        state = observation.astype(np.float64)
+        if isinstance(self._env, Maze2dEnv):
+            self._env.set_state(state)
+            return
         # Reset first: the solver's warm start, the clock and the controls are state too.
         mujoco.mj_resetData(self._env.model, self._env.data)
-        state = observation.astype(np.float64)
-        self._env.set_state(np.concatenate([np.zeros(1), state[: self._positions]]), state[self._positions :])
+        position = np.concatenate([np.zeros(self._hidden), state[: self._positions]])
+        self._env.set_state(position, state[self._velocities])
 
     def _step(self, action: np.ndarray) -> tuple[np.ndarray, float]:
         space = self._env.action_space
+        position = self._env.data.qpos[:2].copy()
         observation, reward, _, _, _ = self._env.step(np.clip(action, space.low, space.high))
+        if isinstance(self._env, Maze2dEnv):
+            # D4RL's maze data are labelled by the state acted in, its environment by the state reached.
+            reward = self._env.maze.reward(position, self._env.dense)
         return observation, float(reward)
 
     def _stable(self) -> bool:
         """MuJoCo resets a simulation that blows up by itself and only counts it; the observation is then void."""
         kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
         return not any(self._env.data.warning[int(kind)].number for kind in kinds)
+
+
+def _family(environment: str) -> str:
+    return canonical(environment).partition("-")[0]
 
 
 def _scale(variance: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydiff.evaluation.envs import MAX_EPISODE_STEPS, make_env
+from raydiff.envs.registry import make_simulator, step_limit
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,15 @@ class EpisodeResult:
 
 
 def rollout_returns(
-    act: Callable[[np.ndarray], np.ndarray], environment: str, version: str, seeds: Sequence[int]
+    act: Callable[[np.ndarray], np.ndarray], environment: str, seeds: Sequence[int]
 ) -> EpisodeResult:
     """One whole episode per seed, all advanced together; episode ``i`` starts from ``env.reset(seed=seeds[i])``.
 
     ``act`` maps float32 observations ``[m, S]`` of the ``m <= n`` episodes still running to actions ``[m, A]``,
-    which are clipped to the action space. An episode ends at a termination or after 1000 steps.
+    which are clipped to the action space. An episode ends at a termination or at the time limit.
     ``ValueError`` when the policy returns another shape or a value that is not finite.
     """
-    # The wrappers only count steps and check calls; the simulator below them is stepped directly.
-    envs = [make_env(environment, version).unwrapped for _ in seeds]
+    envs = [make_simulator(environment) for _ in seeds]
     returns = np.zeros(len(envs))
     lengths = np.zeros(len(envs), dtype=np.int64)
     if not envs:
@@ -40,7 +39,7 @@ def rollout_returns(
     action_size, low, high = _bounds(envs[0].action_space)
     observation = np.stack([env.reset(seed=int(seed))[0] for env, seed in zip(envs, seeds, strict=True)])
     running = np.arange(len(envs))
-    for _ in range(MAX_EPISODE_STEPS):
+    for _ in range(step_limit(environment)):
         action = _checked(act(observation[running].astype(np.float32)), len(running), action_size)
         action = np.clip(action, low, high)
         alive = np.ones(len(running), dtype=bool)

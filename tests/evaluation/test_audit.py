@@ -11,19 +11,20 @@ import pytest
 
 from raydiff.data.collect import collect
 from raydiff.data.d4rl import read_d4rl
-from raydiff.evaluation.audit import Auditor, ErrorSummary
+from raydiff.errors import UserError
+from raydiff.evaluation.audit import Auditor, ErrorSummary, auditable, legal_share
 from raydiff.types import Trajectories, Transitions
 
 
-def _real(environment: str, version: str, folder: Path, count: int = 1500) -> tuple[Transitions, np.ndarray]:
-    path = collect(environment, version, "random", count, 0, folder / f"{environment}.hdf5")
+def _real(environment: str, folder: Path, count: int = 1500, level: str = "random") -> tuple[Transitions, np.ndarray]:
+    path = collect(environment, level, count, 0, folder / f"{environment}.hdf5")
     transitions = read_d4rl(path).transitions("raydiff")
     return transitions, transitions.observation.var(axis=0)
 
 
 @pytest.fixture(scope="module")
 def cheetah(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transitions, np.ndarray]:
-    return _real("halfcheetah", "v4", tmp_path_factory.mktemp("audit"))
+    return _real("HalfCheetah-v4", tmp_path_factory.mktemp("audit"))
 
 
 def _windows(transitions: Transitions, length: int) -> Trajectories:
@@ -40,7 +41,7 @@ def _windows(transitions: Transitions, length: int) -> Trajectories:
 
 
 def test_fresh_simulation_is_true(cheetah: tuple[Transitions, np.ndarray]) -> None:
-    result = Auditor("halfcheetah", "v4").audit(*cheetah)
+    result = Auditor("HalfCheetah-v4").audit(*cheetah)
     assert result.count == 1500
     assert result.not_invertible == result.unstable == 0.0
     assert result.dynamics_error.mean <= 1e-8
@@ -50,20 +51,74 @@ def test_fresh_simulation_is_true(cheetah: tuple[Transitions, np.ndarray]) -> No
     assert result.ratio <= 1e-6
 
 
-@pytest.mark.parametrize(("environment", "version"), [("hopper", "v4"), ("hopper", "v5"), ("walker2d", "v4")])
-def test_other_environments_are_true_where_invertible(environment: str, version: str, tmp_path: Path) -> None:
-    transitions, variance = _real(environment, version, tmp_path)
-    result = Auditor(environment, version).audit(transitions, variance)
-    limited = (np.abs(transitions.observation[:, -(6 if environment == "hopper" else 9) :]) >= 10 - 1e-6).any(axis=1)
+@pytest.mark.parametrize(("environment", "velocities"), [("hopper", 6), ("Hopper-v5", 6), ("walker2d", 9)])
+def test_other_environments_are_true_where_invertible(environment: str, velocities: int, tmp_path: Path) -> None:
+    transitions, variance = _real(environment, tmp_path)
+    result = Auditor(environment).audit(transitions, variance)
+    limited = (np.abs(transitions.observation[:, -velocities:]) >= 10 - 1e-6).any(axis=1)
     assert result.count == (~limited).sum() > 100
     assert result.not_invertible == pytest.approx(limited.mean())
     assert result.dynamics_error.mean <= 1e-8
     assert result.reward_error <= 1e-5
 
 
+@pytest.mark.parametrize(
+    ("environment", "level"),
+    [("maze2d-umaze-v1", "waypoint"), ("maze2d-medium-dense-v1", "waypoint-noisy"), ("maze2d-large-v1", "waypoint")],
+)
+def test_mazes_are_true_everywhere(environment: str, level: str, tmp_path: Path) -> None:
+    transitions, variance = _real(environment, tmp_path, level=level)
+    result = Auditor(environment).audit(transitions, variance)
+    assert result.count == len(transitions) > 1400
+    assert result.not_invertible == result.unstable == 0.0
+    assert result.dynamics_error.mean <= 1e-9
+    assert result.reward_error <= 1e-6
+    assert result.ratio <= 1e-6
+    moved = replace(transitions, next_observation=transitions.next_observation + np.float32([0.1, 0, 0, 0]))
+    expected = 0.01 / variance[0] / 4
+    assert Auditor(environment).audit(moved, variance).dynamics_error.mean == pytest.approx(expected, rel=1e-3)
+
+
+def test_states_inside_walls_and_beyond_the_speed_limit_are_judged_too(tmp_path: Path) -> None:
+    transitions, variance = _real("maze2d-umaze-v1", tmp_path, count=500, level="waypoint")
+    observation = transitions.observation.copy()
+    observation[:10] = [0.2, 1.0, 0.0, 0.0]  # inside the outer wall, which pushes the ball out
+    observation[10:20, 2:] = 20.0
+    result = Auditor("maze2d-umaze").audit(replace(transitions, observation=observation), variance)
+    assert (result.count, result.not_invertible, result.unstable) == (len(transitions), 0.0, 0.0)
+    assert result.dynamics_error.mean > 1e-3 > result.dynamics_error.median
+
+
+def test_ants_are_true(tmp_path: Path) -> None:
+    for environment in ("ant-v2", "Ant-v4", "Ant-v5", "antmaze-umaze-v2"):
+        transitions, variance = _real(environment, tmp_path, count=300)
+        result = Auditor(environment).audit(transitions, variance)
+        assert result.count == len(transitions) >= 290
+        assert result.dynamics_error.trimmed_mean <= 1e-6
+        assert result.ratio <= 1e-5
+
+
+def test_what_cannot_be_replayed_is_said() -> None:
+    assert all(auditable(name) for name in ("maze2d-large-dense-v1", "halfcheetah", "Hopper-v5", "antmaze-umaze"))
+    assert not auditable("Pendulum-v1")
+    with pytest.raises(UserError, match=r"Pendulum-v1.*evaluation\.audit=0"):
+        Auditor("Pendulum-v1")
+
+
+def test_legal_share_counts_whole_trajectories() -> None:
+    rows = np.zeros((4, 3, 8), dtype=np.float32)
+    rows[..., :2] = 1.0
+    rows[0, 1, :2] = [1.0, 0.2]  # one row inside a wall
+    rows[1, 2, :2] = [1.29, 1.29]
+    assert legal_share("maze2d-umaze-v1", Trajectories(rows, 4, 2)) == 0.75
+    assert legal_share("maze2d-umaze-v1", Trajectories(rows[1:], 4, 2)) == 1.0
+    assert legal_share("maze2d-umaze-v1", Trajectories(rows[:0], 4, 2)) is None
+    assert legal_share("halfcheetah", Trajectories(rows, 4, 2)) is None
+
+
 def test_false_action_and_false_reward_are_found(cheetah: tuple[Transitions, np.ndarray]) -> None:
     transitions, variance = cheetah
-    auditor = Auditor("halfcheetah", "v4")
+    auditor = Auditor("HalfCheetah-v4")
     inside = np.clip(transitions.action, -0.99, 0.99)
     moved = inside.copy()
     moved[:, 0] += 1e-3
@@ -78,21 +133,21 @@ def test_false_action_and_false_reward_are_found(cheetah: tuple[Transitions, np.
 def test_persistence_is_the_error_of_no_change(cheetah: tuple[Transitions, np.ndarray]) -> None:
     transitions, variance = cheetah
     still = replace(transitions, next_observation=transitions.observation)
-    result = Auditor("halfcheetah", "v4").audit(still, variance)
+    result = Auditor("HalfCheetah-v4").audit(still, variance)
     assert result.dynamics_error == result.persistence_error
     assert result.ratio == 1.0
 
 
 def test_clipped_hopper_velocity_is_left_out_and_counted(tmp_path: Path) -> None:
-    transitions, variance = _real("hopper", "v4", tmp_path, count=100)
+    transitions, variance = _real("hopper", tmp_path, count=100)
     observation = transitions.observation.copy()
     observation[:25, 7] = 10.0
     observation[25:30, 9] = -10.0
-    result = Auditor("hopper", "v4").audit(replace(transitions, observation=observation), variance)
+    result = Auditor("hopper").audit(replace(transitions, observation=observation), variance)
     assert result.count == 70
     assert result.not_invertible == pytest.approx(0.3)
     cut = Transitions(*(getattr(transitions, name)[30:] for name in transitions.__dataclass_fields__))
-    assert result.dynamics_error == Auditor("hopper", "v4").audit(cut, variance).dynamics_error
+    assert result.dynamics_error == Auditor("hopper").audit(cut, variance).dynamics_error
 
 
 def test_impossible_states_are_counted_silently(
@@ -107,7 +162,7 @@ def test_impossible_states_are_counted_silently(
     observation[0, 8:] = 1e6
     observation[1, 0] = np.nan
     few = Transitions(observation, *(getattr(transitions, n)[:10] for n in list(transitions.__dataclass_fields__)[1:]))
-    result = Auditor("halfcheetah", "v4").audit(few, variance)
+    result = Auditor("HalfCheetah-v4").audit(few, variance)
     assert (result.count, result.unstable, result.not_invertible) == (8, 0.1, 0.1)
     assert result.dynamics_error.mean <= 1e-8
     assert capfd.readouterr() == ("", "")
@@ -116,7 +171,7 @@ def test_impossible_states_are_counted_silently(
 
 def test_nothing_to_audit_is_undefined_and_not_zero() -> None:
     nothing = Transitions(*(np.zeros((0, *shape), dtype=np.float32) for shape in ((17,), (6,), (), (17,), ())))
-    result = Auditor("halfcheetah", "v4").audit(nothing, np.ones(17)).as_dict()
+    result = Auditor("HalfCheetah-v4").audit(nothing, np.ones(17)).as_dict()
     assert result["count"] == 0
     assert result["ratio"] is None
     assert result["dynamics_error"] == {"mean": None, "median": None, "trimmed_mean": None}
@@ -133,7 +188,7 @@ def test_summary_trims_the_largest() -> None:
 def test_replay_of_real_windows_and_of_one_false_action(cheetah: tuple[Transitions, np.ndarray]) -> None:
     transitions, variance = cheetah
     windows = _windows(transitions, length=6)
-    auditor = Auditor("halfcheetah", "v4")
+    auditor = Auditor("HalfCheetah-v4")
     floor = auditor.replay_error(windows, variance)
     assert floor.count == len(windows)
     assert floor.normalized.shape == (5,)
@@ -151,6 +206,6 @@ def test_replay_stops_behind_a_terminal(cheetah: tuple[Transitions, np.ndarray])
     rows = windows.rows[:20].copy()
     rows[:, 2, -1] = 1.0
     rows[:, 4, :17] = 50.0  # Behind the terminal transition: must not be compared.
-    result = Auditor("halfcheetah", "v4").replay_error(Trajectories(rows, 17, 6), variance)
+    result = Auditor("HalfCheetah-v4").replay_error(Trajectories(rows, 17, 6), variance)
     assert result.raw[:3].max() <= 1e-6
     assert np.isnan(result.raw[3])
