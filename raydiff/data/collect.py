@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import gymnasium
 import h5py
+import mujoco
 import numpy as np
 
+from raydiff.data.acting import Arrays, sample_rows, uniform_actor
+from raydiff.envs.registry import canonical, environment_spec, make_simulator
 from raydiff.errors import UserError
-from raydiff.evaluation.envs import MAX_EPISODE_STEPS, environment_spec, make_env
 
 Progress = Callable[[int, int], None]
-LEVELS = ("random",)
-_REPORT_EVERY = 1000
+Value = str | int | float | np.ndarray
+LEVELS = ("random", "waypoint", "waypoint-noisy")
+"""What needs no training: uniform actions, and D4RL's controller for its maze2d environments."""
+_LIBRARIES = ("raydiff", "gymnasium", "mujoco", "numpy", "torch", "stable-baselines3")
 
 
 def collect(
     environment: str,
-    version: str,
     level: str,
     transitions: int,
     seed: int,
@@ -30,32 +34,83 @@ def collect(
 ) -> Path:
     """Act at ``level`` for ``transitions`` steps and write the file ``path``, whole or not at all.
 
-    ``random``: actions uniform in the action space. The same arguments and the same MuJoCo give the same arrays.
-    An episode that the end of the collection cuts is flagged as timed out, so that it joins nothing.
-    ``progress(done, total)`` is called now and then. ``UserError`` when the file cannot be written.
+    ``random``: actions uniform within ±1. ``waypoint``, ``waypoint-noisy``: D4RL's controller, for maze2d only. The
+    same arguments and the same MuJoCo give the same arrays. An episode that the end of the collection cuts is
+    flagged as timed out, so that it joins nothing. ``progress(done, total)`` is called now and then. ``UserError``
+    for a level that the environment does not have, and when the file cannot be written.
     """
+    environment = canonical(environment)
+    check_request(environment, level, transitions)
+    path = Path(os.path.expanduser(path))
+    with whole_file(path) as partial:  # A folder that cannot be written to is found before the collection.
+        if level == "random":
+            act = uniform_actor(environment_spec(environment).action_size, seed)
+            arrays = sample_rows(environment, act, transitions, seed, progress=progress)
+            about = {"algorithm": "uniform", "made": "actions drawn uniformly within ±1"}
+        else:
+            from raydiff.data.waypoint import collect_waypoint
+
+            arrays = collect_waypoint(environment, transitions, seed, level == "waypoint-noisy", progress)
+            about = {"algorithm": "waypoint controller", "made": "D4RL's generation of maze2d data"}
+        write_dataset(partial, arrays, attributes_of(environment, level, seed), about)
+    return path
+
+
+def check_request(environment: str, level: str, transitions: int) -> None:
+    """Raise ``UserError`` unless ``environment`` (an id) can be acted in at the built-in ``level``."""
     if level not in LEVELS:
         raise UserError(f"no behaviour {level!r} to collect with; known: {', '.join(LEVELS)}.")
+    if level != "random" and not environment.startswith("maze2d-"):
+        raise UserError(
+            f"the level {level} is a controller for mazes and needs a maze2d environment, not {environment}."
+        )
     if transitions < 1:
         raise UserError(f"cannot collect {transitions} transitions; ask for at least one.")
-    path = Path(os.path.expanduser(path))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    spec = environment_spec(environment, version)
-    attributes: dict[str, str | int] = {
+
+
+def attributes_of(environment: str, level: str, seed: int) -> dict[str, Value]:
+    """What every collected file says of itself: the environment's id, the level and what it was made with.
+
+    Actions in the file are within ±1; the environment's own bounds, which they were rescaled to, are
+    ``native_action_low`` and ``native_action_high``.
+    """
+    env = make_simulator(environment)
+    native = env.unwrapped.action_space
+    env.close()
+    assert isinstance(native, gymnasium.spaces.Box)
+    return {
         "environment": environment,
-        "version": version,
         "level": level,
         "seed": seed,
-        "mujoco_version": spec.mujoco_version,
+        "native_action_low": native.low,
+        "native_action_high": native.high,
+        "mujoco_version": str(mujoco.__version__),
         "gymnasium_version": gymnasium.__version__,
-        "raydiff_version": _raydiff_version(),
+        "raydiff_version": _version("raydiff") or "not installed",  # run from a source tree
     }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide the contents of a file."""
+    return {name: version for name in _LIBRARIES if (version := _version(name))}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place in the end, or vanishes when something fails."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()  # A folder that cannot be written to is found now, not after the collection.
+        partial.touch()
         try:
-            arrays = _simulate_random(environment, version, transitions, seed, progress)
-            _write(partial, arrays, attributes)
+            yield partial
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -64,57 +119,13 @@ def collect(
             f"{path}: the collected dataset cannot be written ({error}). Give a file in a folder with write "
             f"permission and free space, by --out, data.cache or the variable RAYDIFF_CACHE."
         ) from error
-    return path
 
 
-def _raydiff_version() -> str:
-    try:
-        return metadata.version("raydiff")
-    except metadata.PackageNotFoundError:
-        return "not installed"  # Run from a source tree.
-
-
-def _simulate_random(
-    environment: str, version: str, transitions: int, seed: int, progress: Progress | None
-) -> dict[str, np.ndarray]:
-    spec = environment_spec(environment, version)
-    rng = np.random.default_rng(seed)
-    shape = (transitions, spec.action_size)
-    actions = rng.uniform(spec.action_low, spec.action_high, size=shape).astype(np.float32)
-    observations = np.empty((transitions, spec.observation_size), dtype=np.float32)
-    following = np.empty_like(observations)
-    rewards = np.empty(transitions, dtype=np.float32)
-    terminals = np.zeros(transitions, dtype=bool)
-    timeouts = np.zeros(transitions, dtype=bool)
-    env = make_env(environment, version).unwrapped  # Stepped directly: the wrappers cost a third of the speed.
-    observation, _ = env.reset(seed=seed)
-    length = 0
-    for t in range(transitions):
-        observations[t] = observation
-        observation, reward, terminated, _, _ = env.step(actions[t])
-        following[t] = observation
-        rewards[t] = reward
-        length += 1
-        terminals[t] = terminated
-        timeouts[t] = not terminated and (length == MAX_EPISODE_STEPS or t == transitions - 1)
-        if terminated or timeouts[t]:
-            observation, _ = env.reset()
-            length = 0
-        if progress is not None and ((t + 1) % _REPORT_EVERY == 0 or t + 1 == transitions):
-            progress(t + 1, transitions)
-    env.close()
-    return {
-        "observations": observations,
-        "actions": actions,
-        "next_observations": following,
-        "rewards": rewards,
-        "terminals": terminals,
-        "timeouts": timeouts,
-    }
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray], attributes: dict[str, str | int]) -> None:
+def write_dataset(path: Path, arrays: Arrays, attributes: Mapping[str, Value], about: Mapping[str, Value]) -> None:
+    """Write D4RL's schema: ``arrays`` by their names, ``about`` and the libraries' versions under ``metadata``."""
     with h5py.File(path, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
+        for name, value in {**about, **{f"versions/{key}": text for key, text in versions().items()}}.items():
+            file[f"metadata/{name}"] = value
         file.attrs.update(attributes)

@@ -7,18 +7,20 @@ is not known is never given a made-up one that a model could learn from (section
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raydiff.data.episodes import limit_ends, slices_of
+from raydiff.data.episodes import chunk_returns, limit_ends, slices_of
 from raydiff.errors import UserError
 from raydiff.types import Transitions
 
 if TYPE_CHECKING:
-    from raydiff.evaluation.envs import EnvironmentSpec
+    from raydiff.envs.registry import EnvironmentSpec
 
 TransitionSemantics = Literal["raydiff", "dynamics", "d4rl_qlearning", "d4rl_qlearning_terminate_on_end"]
 EpisodeSemantics = Literal["raydiff", "d4rl_sequence"]
@@ -30,8 +32,10 @@ class Dataset:
     """``N`` rows in the order of collection: ``observation [N,S]``, ``action [N,A]``, ``reward [N]`` in float32,
     ``terminal [N]`` and ``timeout [N]`` bool, ``next_observation [N,S]`` float32 where the file has it.
 
-    ``timeout`` is derived from ``max_episode_steps`` when ``stored_timeouts`` is false. ``environment``,
-    ``version`` and ``mujoco_version`` are empty when the file does not say them.
+    ``timeout`` is derived from ``max_episode_steps`` when ``stored_timeouts`` is false. ``environment`` is the id of
+    the environment that the rows belong to; for a dataset of D4RL (``d4rl_id``) it is the one that stands in for
+    D4RL's own. It and ``mujoco_version`` are empty where nothing is known. ``metadata`` is what else the file says
+    of itself, such as the algorithm that collected it.
     """
 
     observation: np.ndarray
@@ -45,8 +49,9 @@ class Dataset:
     max_episode_steps: int = 1000
     stored_timeouts: bool = True
     environment: str = ""
-    version: str = ""
     mujoco_version: str = ""
+    d4rl_id: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -58,6 +63,11 @@ class Dataset:
     @property
     def action_size(self) -> int:
         return self.action.shape[1]
+
+    @property
+    def collected_in(self) -> str:
+        """Where the rows come from, for people; empty when the file does not say it."""
+        return f"D4RL's environment of {self.d4rl_id}" if self.d4rl_id else self.environment
 
     @cached_property
     def sha256(self) -> str:
@@ -80,7 +90,7 @@ class Dataset:
             if have != want:
                 raise UserError(
                     f"{self.path}: {what} have {have} dimensions, but {spec.id} has {want}. Set data.environment to "
-                    f"the environment that the file was collected in, or give another data.file."
+                    f"the environment that the file was collected in, or give another data.dataset."
                 )
         beyond = np.maximum(spec.action_low - self.action, self.action - spec.action_high)
         outside = (beyond > ACTION_TOLERANCE).any(axis=1)
@@ -149,8 +159,11 @@ class Dataset:
         """Undiscounted returns ``[E]`` (float64) of the complete episodes.
 
         A last episode that neither terminated nor reached the time limit was cut by the end of the collection and
-        does not count, flagged or not.
+        does not count, flagged or not. Data of maze2d is one unbroken trajectory, whose flags say where a target was
+        reached: its returns are those of consecutive stretches of the time limit.
         """
+        if self.environment.startswith("maze2d-"):
+            return chunk_returns(self.reward, self.max_episode_steps)
         episodes = self.episode_slices("raydiff")
         if len(episodes):
             start, stop = episodes[-1]
@@ -161,13 +174,17 @@ class Dataset:
 
 
 def _check_origin(dataset: Dataset, spec: EnvironmentSpec) -> None:
-    """HalfCheetah and Walker2d have the same sizes, so what the file says of itself is checked too."""
-    for what, have, want in (
-        ("environment", dataset.environment, spec.environment),
-        ("version", dataset.version, spec.version),
-    ):
-        if have and have != want:
-            raise UserError(
-                f"{dataset.path}: the file says that it was collected with {what} {have}, but the configuration "
-                f"asks for {want} ({spec.id}). Set data.{what}={have}, or give another data.file."
-            )
+    """HalfCheetah and Walker2d have the same sizes, so what the file says of itself is checked too.
+
+    Another version of the same environment passes: the run then says so, and its summary too.
+    """
+    have, want = _without_version(dataset.environment), _without_version(spec.id)
+    if have and have != want:
+        raise UserError(
+            f"{dataset.path}: the data belong to {dataset.environment}, but the configuration asks for {spec.id}. Set "
+            f"data.environment={dataset.environment} or leave it empty, or give another data.dataset."
+        )
+
+
+def _without_version(environment: str) -> str:
+    return re.sub(r"-v\d+$", "", environment)

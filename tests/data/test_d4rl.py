@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from raydiff.data.d4rl import Dataset, read_d4rl
+from raydiff.data.d4rl import Dataset, file_environment, read_d4rl
+from raydiff.data.info import describe_dataset
+from raydiff.envs.registry import environment_spec
 from raydiff.errors import UserError
-from raydiff.evaluation.envs import environment_spec
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,7 +29,7 @@ def _toy(count: int = 20, size: int = 17, action_size: int = 6) -> Arrays:
     }
 
 
-def _write(path: Path, arrays: Arrays, **attributes: str) -> Path:
+def _write(path: Path, arrays: Arrays, **attributes: object) -> Path:
     with h5py.File(path, "w") as file:
         for name, array in arrays.items():
             file[name] = array
@@ -40,7 +41,7 @@ def _without(arrays: Arrays, *names: str) -> Arrays:
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def _dataset(tmp_path: Path, arrays: Arrays, **attributes: str) -> Dataset:
+def _dataset(tmp_path: Path, arrays: Arrays, **attributes: object) -> Dataset:
     return read_d4rl(_write(tmp_path / "toy.hdf5", arrays, **attributes))
 
 
@@ -49,15 +50,82 @@ def test_arrays_types_and_attributes(tmp_path: Path) -> None:
     stored = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in arrays.items()}
     stored["rewards"] = stored["rewards"][:, None]
     stored["terminals"] = stored["terminals"].astype(np.uint8)[:, None]
-    dataset = _dataset(tmp_path, stored, environment="halfcheetah", version="v4", mujoco_version="3.3.7")
+    dataset = _dataset(tmp_path, stored, environment="HalfCheetah-v4", mujoco_version="3.3.7")
     for name in ("observation", "action", "reward", "next_observation"):
         array = getattr(dataset, name)
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, arrays[f"{name}s"])
     assert dataset.terminal.dtype == dataset.timeout.dtype == np.bool_
     assert np.flatnonzero(dataset.terminal).tolist() == [4]
-    assert (dataset.name, dataset.environment, dataset.version) == ("toy", "halfcheetah", "v4")
-    assert dataset.mujoco_version == "3.3.7"
+    assert (dataset.name, dataset.environment, dataset.mujoco_version) == ("toy", "HalfCheetah-v4", "3.3.7")
+    assert (dataset.d4rl_id, dataset.collected_in) == ("", "HalfCheetah-v4")
+
+
+def test_other_contents_are_ignored_and_metadata_kept(tmp_path: Path) -> None:
+    path = _write(tmp_path / "toy.hdf5", _toy(), env_id="Hopper-v4", seed=3)
+    with h5py.File(path, "a") as file:
+        file["infos/qpos"] = np.zeros((3, 3))
+        file["metadata/algorithm"] = np.bytes_(b"SAC")
+        file["metadata/iteration"] = np.int32(3000)
+        file["metadata/policy/nonlinearity"] = "relu"
+        file["metadata/policy/fc0/weight"] = np.zeros((256, 17), dtype=np.float32)
+    dataset = read_d4rl(path)
+    assert dataset.environment == file_environment(path) == "Hopper-v4"
+    assert dict(dataset.metadata) == {
+        "algorithm": "SAC", "iteration": "3000", "policy/nonlinearity": "relu", "env_id": "Hopper-v4", "seed": "3",
+    }  # fmt: skip
+    kitchen = _write(tmp_path / "kitchen.hdf5", {**_toy(), "infos": np.zeros(20), "metadata": np.zeros(2)})
+    assert len(read_d4rl(kitchen)) == 20
+
+
+def test_file_of_d4rl_is_known_by_its_name(tmp_path: Path) -> None:
+    arrays = _without(_toy(), "timeouts", "next_observations")
+    path = _write(tmp_path / "halfcheetah_medium-v2.hdf5", arrays)
+    dataset = read_d4rl(path)
+    assert (dataset.d4rl_id, dataset.environment) == ("halfcheetah-medium-v2", "HalfCheetah-v4")
+    assert file_environment(path) == "HalfCheetah-v4"
+    assert dataset.collected_in == "D4RL's environment of halfcheetah-medium-v2"
+    dataset.check_environment(environment_spec("HalfCheetah-v4"))
+    dataset.check_environment(environment_spec("HalfCheetah-v5"))  # Neither is D4RL's own.
+    with pytest.raises(UserError, match="belong to HalfCheetah-v4"):
+        dataset.check_environment(environment_spec("Walker2d-v4"))
+    collected = read_d4rl(_write(path, arrays, environment="Walker2d-v4"))
+    assert (collected.d4rl_id, collected.environment) == ("", "Walker2d-v4")
+    other = _write(tmp_path / "hopper_medium-v2.hdf5", arrays)
+    assert (read_d4rl(other).d4rl_id, file_environment(other)) == ("", "")
+
+
+def test_file_is_what_it_is_said_to_be(tmp_path: Path) -> None:
+    arrays = _without(_toy(count=150, size=4, action_size=2), "timeouts", "next_observations")
+    arrays["terminals"] = np.zeros((150, 1))
+    path = _write(tmp_path / "mine.hdf5", arrays)
+    dataset = read_d4rl(path, d4rl_id="maze2d-umaze-v0")
+    assert (dataset.d4rl_id, dataset.environment, dataset.max_episode_steps) == ("maze2d-umaze-v0", "", 150)
+    assert np.flatnonzero(dataset.timeout).tolist() == [149]
+    assert read_d4rl(path).max_episode_steps == 1000
+    assert read_d4rl(path, 50, d4rl_id="maze2d-umaze-v0").max_episode_steps == 50
+    with pytest.raises(UserError, match="4 and 2 dimensions, but D4RL's hopper-medium-v2 has 11 and 3"):
+        read_d4rl(path, d4rl_id="hopper-medium-v2")
+    with pytest.raises(UserError, match="no dataset 'hopper'"):
+        read_d4rl(path, d4rl_id="hopper")
+
+
+def test_description(tmp_path: Path) -> None:
+    arrays = _without(_toy(size=29, action_size=8), "next_observations")
+    arrays["rewards"] = (np.arange(20) == 4).astype(np.float32)
+    path = _write(tmp_path / "toy.hdf5", arrays)
+    with h5py.File(path, "a") as file:
+        file["metadata/algorithm"] = "SAC"
+    lines = dict(describe_dataset(read_d4rl(path, d4rl_id="antmaze-umaze-v2")))
+    assert lines["collected in"] == "D4RL's environment of antmaze-umaze-v2, scored in antmaze-umaze-v2"
+    assert lines["collected by"] == "algorithm SAC"
+    assert lines["ends"] == "1 terminals, 2 timeouts"
+    assert lines["returns"] == "mean 0.3, quartiles 0.0 / 0.0 / 0.5, best 1.0"
+    assert lines["normalised returns"] == "mean 33.3, quartiles 0.0 / 0.0 / 50.0, best 100.0"
+    lines = dict(describe_dataset(_dataset(tmp_path, _without(arrays, "timeouts"))))
+    assert lines["collected in"] == "not said in the file"
+    assert lines["ends"] == "1 terminals, 0 timeouts (not in the file: from the limit of 1,000 steps)"
+    assert "normalised returns" not in lines
 
 
 def test_hash_is_of_the_contents(tmp_path: Path) -> None:
@@ -178,12 +246,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "arrays", "attributes", "words"),
     [
-        ("hopper", _toy(), {}, ["observations have 17 dimensions", "Hopper-v4 has 11"]),
-        ("halfcheetah", _toy(action_size=3), {}, ["actions have 3 dimensions", "HalfCheetah-v4 has 6"]),
-        ("walker2d", _toy(), {"environment": "halfcheetah"}, ["environment halfcheetah", "data.environment"]),
-        ("halfcheetah", _toy(), {"version": "v5"}, ["version v5", "data.version=v5"]),
-        ("halfcheetah", _set("actions", _poke((2, 1), -1.5))(_toy()), {}, ["5.00%", "1.5", "[-1, 1]"]),
-        ("halfcheetah", _set("actions", _poke((2, 1), 1.001))(_toy()), {}, ["5.00%", "1.001"]),
+        ("Hopper-v4", _toy(), {}, ["observations have 17 dimensions", "Hopper-v4 has 11", "data.environment"]),
+        ("HalfCheetah-v4", _toy(action_size=3), {}, ["actions have 3 dimensions", "HalfCheetah-v4 has 6"]),
+        ("Walker2d-v4", _toy(), {"environment": "HalfCheetah-v4"}, ["belong to HalfCheetah-v4", "data.environment"]),
+        ("HalfCheetah-v4", _toy(), {"environment": "Walker2d-v5"}, ["Walker2d-v5", "data.dataset"]),
+        ("HalfCheetah-v4", _set("actions", _poke((2, 1), -1.5))(_toy()), {}, ["5.00%", "1.5", "[-1, 1]"]),
+        ("HalfCheetah-v4", _set("actions", _poke((2, 1), 1.001))(_toy()), {}, ["5.00%", "1.001"]),
     ],
 )
 def test_data_of_another_environment_is_refused(
@@ -191,12 +259,17 @@ def test_data_of_another_environment_is_refused(
 ) -> None:
     dataset = _dataset(tmp_path, arrays, **attributes)
     with pytest.raises(UserError) as error:
-        dataset.check_environment(environment_spec(environment, "v4"))
+        dataset.check_environment(environment_spec(environment))
     for word in words:
         assert word in str(error.value)
 
 
 def test_rounding_of_actions_is_tolerated(tmp_path: Path) -> None:
     arrays = _set("actions", _poke((2, 1), 1.000005))(_toy())
-    dataset = _dataset(tmp_path, arrays, environment="halfcheetah", version="v4")
-    dataset.check_environment(environment_spec("halfcheetah", "v4"))
+    dataset = _dataset(tmp_path, arrays, environment="HalfCheetah-v4")
+    dataset.check_environment(environment_spec("HalfCheetah-v4"))
+
+
+def test_data_of_another_version_pass(tmp_path: Path) -> None:
+    """The run says so (and its summary): the scores are then those of a slightly different simulator."""
+    _dataset(tmp_path, _toy(), environment="HalfCheetah-v5").check_environment(environment_spec("HalfCheetah-v4"))

@@ -13,6 +13,8 @@ import pytest
 from raydiff.data.d4rl import Dataset, read_d4rl
 
 LIMIT = 7
+EXTRA_DATA = sorted(Path(folder).glob("*.hdf5")) if (folder := os.environ.get("RAYDIFF_EXTRA_DATA")) else []
+"""Further files to compare on: those in the folder that RAYDIFF_EXTRA_DATA names."""
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +26,13 @@ def d4rl() -> ModuleType:
     return package
 
 
-def _arrays(count: int, terminals: list[int], timeouts: list[int] | None, dtype: type) -> dict[str, np.ndarray]:
+def _arrays(
+    count: int, terminals: list[int], timeouts: list[int] | None, dtype: type, sizes: tuple[int, int] = (4, 2)
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(count)
     arrays = {
-        "observations": rng.normal(size=(count, 4)).astype(dtype),
-        "actions": rng.uniform(-1, 1, size=(count, 2)).astype(dtype),
+        "observations": rng.normal(size=(count, sizes[0])).astype(dtype),
+        "actions": rng.uniform(-1, 1, size=(count, sizes[1])).astype(dtype),
         "rewards": rng.normal(size=count).astype(dtype),
         "terminals": np.isin(np.arange(count), terminals),
     }
@@ -71,14 +75,10 @@ def _case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, np.
     return arrays, read_d4rl(tmp_path / "data.hdf5", max_episode_steps=LIMIT)
 
 
-@pytest.mark.parametrize("terminate_on_end", [False, True])
-def test_qlearning_dataset(
-    d4rl: ModuleType, case: tuple[dict[str, np.ndarray], Dataset], terminate_on_end: bool
-) -> None:
-    arrays, dataset = case
-    env = SimpleNamespace(_max_episode_steps=LIMIT)
-    want = d4rl.qlearning_dataset(env, dataset=arrays, terminate_on_end=terminate_on_end)
-    have = dataset.transitions("d4rl_qlearning_terminate_on_end" if terminate_on_end else "d4rl_qlearning")
+def _same_transitions(d4rl: ModuleType, arrays: dict[str, np.ndarray], dataset: Dataset, terminate: bool) -> None:
+    env = SimpleNamespace(_max_episode_steps=dataset.max_episode_steps)
+    want = d4rl.qlearning_dataset(env, dataset=arrays, terminate_on_end=terminate)
+    have = dataset.transitions("d4rl_qlearning_terminate_on_end" if terminate else "d4rl_qlearning")
     assert len(have) == len(want["rewards"])
     if len(have):
         np.testing.assert_array_equal(have.observation, want["observations"])
@@ -88,19 +88,81 @@ def test_qlearning_dataset(
         np.testing.assert_array_equal(have.terminal, want["terminals"].astype(np.float32))
 
 
-def test_sequence_dataset(d4rl: ModuleType, case: tuple[dict[str, np.ndarray], Dataset]) -> None:
-    arrays, dataset = case
-    want = list(d4rl.sequence_dataset(SimpleNamespace(_max_episode_steps=LIMIT), dataset=arrays))
+def _same_episodes(d4rl: ModuleType, arrays: dict[str, np.ndarray], dataset: Dataset) -> None:
+    env = SimpleNamespace(_max_episode_steps=dataset.max_episode_steps)
+    want = list(d4rl.sequence_dataset(env, dataset=arrays))
     have = dataset.episode_slices("d4rl_sequence")
     assert len(have) == len(want)
     for (start, stop), episode in zip(have, want, strict=True):
         np.testing.assert_array_equal(dataset.observation[start:stop], episode["observations"].astype(np.float32))
+        np.testing.assert_array_equal(dataset.action[start:stop], episode["actions"].astype(np.float32))
+        np.testing.assert_array_equal(dataset.reward[start:stop], episode["rewards"].astype(np.float32))
         np.testing.assert_array_equal(dataset.terminal[start:stop], episode["terminals"])
 
 
+@pytest.mark.parametrize("terminate_on_end", [False, True])
+def test_qlearning_dataset(
+    d4rl: ModuleType, case: tuple[dict[str, np.ndarray], Dataset], terminate_on_end: bool
+) -> None:
+    _same_transitions(d4rl, *case, terminate_on_end)
+
+
+def test_sequence_dataset(d4rl: ModuleType, case: tuple[dict[str, np.ndarray], Dataset]) -> None:
+    _same_episodes(d4rl, *case)
+
+
+@pytest.mark.parametrize("timeouts", ["stored", "missing"])
+@pytest.mark.parametrize("path", EXTRA_DATA, ids=lambda path: path.name)
+def test_further_files(d4rl: ModuleType, path: Path, timeouts: str, tmp_path: Path) -> None:
+    with h5py.File(path, "r") as file:
+        arrays = {name: file[name][()] for name in ("observations", "actions", "rewards", "terminals")}
+        if "timeouts" in file and timeouts == "stored":
+            arrays["timeouts"] = file["timeouts"][()]
+    if timeouts == "stored":
+        dataset = read_d4rl(path)
+    else:
+        with h5py.File(tmp_path / path.name, "w") as file:
+            file.update(arrays)
+        dataset = read_d4rl(tmp_path / path.name)
+    for terminate_on_end in (False, True):
+        _same_transitions(d4rl, arrays, dataset, terminate_on_end)
+    _same_episodes(d4rl, arrays, dataset)
+
+
+def test_file_loads_as_through_an_environment_of_d4rl(
+    d4rl: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of D4RL: its own folder, its own name of the file, its own reader with its checks."""
+    import gym
+
+    class Hopper(d4rl.offline_env.OfflineEnv):  # type: ignore[name-defined,misc]
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (11,))
+        action_space = gym.spaces.Box(-1, 1, (3,))
+        _max_episode_steps = 1000
+
+    arrays = _arrays(3000, [500, 900], [1900, 2900], np.float64, sizes=(11, 3))
+    path = tmp_path / "hopper_full_replay-v2.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array[:, None] if name in ("rewards", "terminals") else array
+        file["infos/qpos"] = np.zeros((3000, 6))
+        file["metadata/algorithm"] = "SAC"
+    monkeypatch.setattr(d4rl.offline_env, "DATASET_PATH", str(tmp_path))
+    env = Hopper(dataset_url=d4rl.infos.DATASET_URLS["hopper-full-replay-v2"])
+    want = d4rl.qlearning_dataset(env)
+    dataset = read_d4rl(path)
+    assert dataset.d4rl_id == "hopper-full-replay-v2"
+    have = dataset.transitions("d4rl_qlearning")
+    assert len(have) == len(want["rewards"]) == 2997
+    np.testing.assert_array_equal(have.observation, want["observations"])
+    np.testing.assert_array_equal(have.next_observation, want["next_observations"])
+    np.testing.assert_array_equal(have.reward, want["rewards"])
+
+
 def test_scores(d4rl: ModuleType) -> None:
+    from raydiff.data.catalogue import catalogue
     from raydiff.evaluation.scores import normalized_score
 
-    for environment in ("hopper", "halfcheetah", "walker2d"):
-        want = 100 * d4rl.get_normalized_score(f"{environment}-medium-v2", 1234.5)
-        assert float(normalized_score(environment, 1234.5)) == pytest.approx(want, rel=1e-12)
+    for id in d4rl.infos.REF_MIN_SCORE.keys() & catalogue().keys():
+        want = 100 * d4rl.get_normalized_score(id, 123.4)
+        assert float(normalized_score(catalogue()[id].reference, 123.4)) == pytest.approx(want, rel=1e-12)

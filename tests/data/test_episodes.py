@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydiff.data.episodes import limit_ends, slices_of
+from raydiff.data.episodes import chunk_returns, limit_ends, slices_of
 
 
 def _by_row(terminal: list[bool], limit: int, after_terminal: int, after_limit: int) -> list[bool]:
@@ -32,3 +32,11 @@ def test_slices_cover_the_rows_once(ends: list[bool], keep: bool) -> None:
     assert covered == list(range(complete))
     assert all(ends[stop - 1] or (keep and stop == len(ends)) for _, stop in episodes)
     assert not any(ends[i] for start, stop in episodes for i in range(start, stop - 1))
+
+
+def test_chunks_are_consecutive_and_whole() -> None:
+    reward = np.arange(11, dtype=np.float32)
+    assert chunk_returns(reward, 4).tolist() == [6.0, 22.0]
+    assert chunk_returns(reward, 11).tolist() == [55.0]
+    assert chunk_returns(reward, 12).tolist() == []
+    assert chunk_returns(np.full(10, 0.1, dtype=np.float32), 10).dtype == np.float64
