@@ -18,15 +18,16 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    environment: Literal["hopper", "halfcheetah", "walker2d"] = Field(
-        "halfcheetah", description="Simulator that the data came from and that policies are scored in."
+    dataset: str | None = Field(
+        None, description="D4RL id, minari:ID, or HDF5 file in D4RL's schema; empty: collect in the simulator."
     )
-    version: Literal["v4", "v5"] = Field(
-        "v4", description="Gymnasium version of the environment; v4 is D4RL's dynamics."
+    environment: str | None = Field(
+        None, description="Where policies are scored: Gymnasium id, or D4RL name; empty: the dataset's own."
     )
-    file: str | None = Field(None, description="D4RL-schema HDF5 file to learn from; empty: collect in the simulator.")
-    level: Literal["random"] = Field("random", description="Behaviour that is collected when no file is given.")
-    transitions: int = Field(100_000, ge=100, description="Transitions to collect when no file is given.")
+    level: Literal["random", "waypoint", "waypoint-noisy"] = Field(
+        "random", description="Behaviour that is collected when no dataset is given; waypoint is maze2d's."
+    )
+    transitions: int = Field(100_000, ge=100, description="Transitions to collect when no dataset is given.")
     seed: int = Field(0, ge=0, description="Seed of the collection.")
     semantics: Literal["raydiff", "d4rl_qlearning", "d4rl_qlearning_terminate_on_end"] = Field(
         "raydiff", description="Which rows are transitions: ours, or exactly those of D4RL's qlearning_dataset."
@@ -110,6 +111,9 @@ class GeneratorConfig(Section):
         5, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
     )
     refine_when_idle: bool = Field(True, description="A generator that may not insert refreshes old blocks meanwhile.")
+    emulate_s: float | None = Field(
+        None, gt=0, description="For benchmarks: every call takes so many seconds and returns a copy of a block."
+    )
     sigma_limit: float = Field(
         20.0, gt=0, description="Trajectories beyond this many standard deviations of the data are dropped."
     )
@@ -135,6 +139,10 @@ class TD3BCConfig(Section):
     policy_noise: float = Field(0.2, ge=0, description="Standard deviation of target policy smoothing.")
     noise_clip: float = Field(0.5, ge=0, description="Clip of target policy smoothing.")
     policy_delay: int = Field(2, ge=1, description="Critic updates per actor update.")
+    order: Literal["published", "pgd"] = Field(
+        "published", description="One critic step an update, or policy-guided diffusion's: one actor, then critics."
+    )
+    critic_steps: int = Field(2, ge=1, description="Critic steps per update on the same batch, in order pgd.")
 
 
 class IQLConfig(Section):
@@ -155,6 +163,11 @@ class LearnerConfig(Section):
     batch_size: int = Field(256, ge=1, description="Transitions per update, real and synthetic together.")
     hidden: Hidden = Field((256, 256), description="Hidden widths of actor and critics.")
     learning_rate: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
+    actor_learning_rate: float | None = Field(None, gt=0, description="Learning rate of the actor, where it differs.")
+    learning_rate_schedule: Literal["published", "constant", "cosine"] = Field(
+        "published", description="As published (IQL's actor: a cosine), all constant, or all a cosine to zero."
+    )
+    adam_epsilon: float = Field(1e-8, gt=0, description="Epsilon of Adam.")
     discount: float = Field(0.99, ge=0, le=1, description="gamma.")
     tau: float = Field(0.005, gt=0, le=1, description="Share of the online weights in each target update.")
     normalize_observations: bool = Field(True, description="Standardise observations by the real data, frozen.")
@@ -176,8 +189,22 @@ class ReplayConfig(Section):
     lifetime: int = Field(10, ge=1, description="Generations that a trajectory stays; the oldest leaves first.")
     warmup: int = Field(4_096, ge=1, description="Trajectories generated before the first update.")
     warmup_guidance: bool = Field(False, description="Guide the warm-up too (towards an untrained policy).")
+    shortage: Literal["wait", "real"] = Field(
+        "wait", description="While synthetic data are missing or too old: wait, or train on real data alone."
+    )
     max_lag: int | None = Field(
         None, ge=1, description="Most updates a sampled trajectory's policy may be behind; empty: no limit."
+    )
+
+
+class ScheduleConfig(Section):
+    kind: Literal["continuous", "periodic", "once"] = Field(
+        "continuous",
+        description="Generation all along; or a fresh dataset of replay.generation trajectories each epoch; or one.",
+    )
+    epochs: int = Field(4, ge=1, description="Datasets that a periodic run generates, the first included.")
+    overlap: float = Field(
+        0.0, ge=0, le=1, description="Share of an epoch, at its end, during which the next dataset is generated."
     )
 
 
@@ -197,6 +224,13 @@ class EvaluationConfig(Section):
 
 
 class ClusterConfig(Section):
+    address: str | None = Field(
+        None, description="Ray cluster to join from one of its nodes: auto or HOST:PORT; empty: start Ray here."
+    )
+    wait: Literal["refuse", "autoscale"] = Field(
+        "refuse", description="When the cluster is too small: refuse at once, or wait for it to grow."
+    )
+    timeout_s: float = Field(60.0, ge=0, description="Longest wait for resources that other jobs hold.")
     cpus: int | None = Field(
         None, ge=1, description="Logical CPUs that Ray may use here; default: those of the machine."
     )
@@ -231,6 +265,7 @@ class Config(Section):
     refiner: RefinerConfig = Field(RefinerConfig(), description="Refiner actors.")
     learner: LearnerConfig = Field(LearnerConfig(), description="The learner.")
     replay: ReplayConfig = Field(ReplayConfig(), description="The replay store and its flow control.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="When synthetic data are generated.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluators.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="The machine or cluster.")
     arms: dict[ArmName, dict[str, Any]] = Field(

@@ -131,7 +131,8 @@ def _read_preset(path: Path, extended: tuple[Path, ...] = ()) -> tuple[dict[str,
     offered = content.pop("scales", None) or {}
     if not isinstance(offered, dict) or not all(isinstance(scale, dict) for scale in offered.values()):
         raise UserError(f"In {path}, scales must map the name of each scale to its keys and values.")
-    scales |= {str(name): scale for name, scale in offered.items()}
+    for name, scale in offered.items():
+        _merge(scales.setdefault(str(name), {}), _nest(scale))
     _merge(base, _nest(content))
     return base, scales
 

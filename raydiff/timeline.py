@@ -83,18 +83,21 @@ def keeps_ratio(record: Record, target: float) -> bool:
     return abs(sampled / inserted / target - 1.0) <= TOLERANCE + 1e-9
 
 
-def overlap_fraction(records: list[Record], arm: str, target: float) -> float | None:
+def overlap_fraction(records: list[Record], arm: str, target: float | None) -> float | None:
     """Learner-busy seconds with a generator or refiner inside its sampler, over all learner-busy seconds.
 
     A chunk at whose end samples per insert was more than 10 % off ``target`` counts as not overlapped: learning that
     runs ahead of its data, or data that pile up, are not what the overlap is meant to praise. Nothing counts where
     the generators were idle for a fifth of the time or more. None where the arm has no timed train or block records.
+    Schedules that pace by whole datasets have no ``target``: there, every overlap counts.
     """
     train, blocks = select(records, "train", arm), intervals(select(records, "block", arm))
     span = training_span(records, arm)
     busy = length(intervals(train))
     if busy <= 0 or not blocks or span is None:
         return None
+    if target is None:
+        return intersection_length(intervals(train), blocks) / busy
     idle = idle_fraction(records, arm, "generator", *span)
     if idle is not None and idle >= MOST_IDLE:
         return 0.0

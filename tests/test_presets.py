@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from raydiff.config import Config
+from raydiff.envs.registry import canonical
 from raydiff.errors import UserError
 from raydiff.presets import config_hash, derive, describe, dump, load_config, validate
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
 
 def write(folder: Path, text: str, name: str = "preset.yaml") -> Path:
@@ -200,8 +200,8 @@ def test_hash_ignores_where_a_run_is_kept_and_nothing_else() -> None:
 
 def test_validate_takes_nested_values() -> None:
     assert validate({"data": {"transitions": 123}}, "here").data.transitions == 123
-    with pytest.raises(UserError, match=r"In here: data\.environment='ant'"):
-        validate({"data": {"environment": "ant"}}, "here")
+    with pytest.raises(UserError, match=r"In here: data\.level='best'"):
+        validate({"data": {"level": "best"}}, "here")
 
 
 def test_presets_exist() -> None:
@@ -219,6 +219,13 @@ def scales_of(path: Path) -> list[str]:
 def test_every_preset_loads_at_every_scale_with_all_its_arms(path: Path) -> None:
     for overrides in [[], *([f"scale={scale}"] for scale in scales_of(path))]:
         config = load_config(path, overrides)
-        assert config.data.environment in get_args(type(config.data).model_fields["environment"].annotation)
+        assert config.data.environment is None or canonical(config.data.environment)
         for name, values in config.arms.items():
             assert derive(config, values, f"arms.{name}") != config
+
+
+def test_a_scale_adds_to_that_of_the_preset_below(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("scales: {tiny: {learner.updates: 5, denoiser: {steps: 6, batch_size: 7}}}")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nscales: {tiny: {denoiser.steps: 8}}")
+    config = load_config(tmp_path / "own.yaml", ["scale=tiny"])
+    assert (config.learner.updates, config.denoiser.steps, config.denoiser.batch_size) == (5, 8, 7)

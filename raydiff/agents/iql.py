@@ -11,6 +11,7 @@ from torch import Tensor
 from raydiff.agents.api import Stage
 from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.policy import PolicySpec, pack_policy
+from raydiff.agents.rates import actor_rate, cosine
 from raydiff.agents.state import load_parts, save_parts
 from raydiff.config import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
@@ -56,9 +57,9 @@ class IQL:
         self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
         self.critic_target = self.critic.copy()
         self.value = MLP((inputs, *config.hidden, 1), generator=generator, device=config.device)
-        self.actor_optimizer = Adam([self.actor.flat, self.log_std], config.learning_rate)
-        self.critic_optimizer = Adam([self.critic.flat], config.learning_rate)
-        self.value_optimizer = Adam([self.value.flat], config.learning_rate)
+        self.actor_optimizer = Adam([self.actor.flat, self.log_std], actor_rate(config), config.adam_epsilon)
+        self.critic_optimizer = Adam([self.critic.flat], config.learning_rate, config.adam_epsilon)
+        self.value_optimizer = Adam([self.value.flat], config.learning_rate, config.adam_epsilon)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -118,9 +119,14 @@ class IQL:
         return loss
 
     def _anneal(self) -> None:
-        """The actor's learning rate falls to zero over the run, along a cosine."""
-        share = min(self.updates / self.config.updates, 1.0)
-        self.actor_optimizer.learning_rate = self.config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+        """The actor's learning rate falls to zero over the run, along a cosine; the others' too where that is asked."""
+        if self.config.learning_rate_schedule == "constant":
+            return
+        share = self.updates / self.config.updates
+        self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), share)
+        if self.config.learning_rate_schedule == "cosine":
+            for optimizer in (self.critic_optimizer, self.value_optimizer):
+                optimizer.learning_rate = cosine(self.config.learning_rate, share)
 
     # ------------------------------------------------------------------------------------------------ policy
 

@@ -87,8 +87,8 @@ class Adam:
     as long as the arithmetic on networks of this size. Its state exists from the start, so that it can always be
     saved and restored."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
-        self.parameters, self.learning_rate = list(parameters), learning_rate
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float, epsilon: float = 1e-8) -> None:
+        self.parameters, self.learning_rate, self.epsilon = list(parameters), learning_rate, epsilon
         self.first_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         self.second_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         self.steps = [torch.zeros((), device=parameter.device) for parameter in parameters]
@@ -110,7 +110,7 @@ class Adam:
                 beta1=0.9,
                 beta2=0.999,
                 weight_decay=0.0,
-                eps=1e-8,
+                eps=self.epsilon,
                 amsgrad=False,
                 maximize=False,
             )

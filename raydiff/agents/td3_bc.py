@@ -10,6 +10,7 @@ from torch import Tensor
 from raydiff.agents.api import Stage
 from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.policy import PolicySpec, pack_policy
+from raydiff.agents.rates import actor_rate, cosine
 from raydiff.agents.state import load_parts, save_parts
 from raydiff.config import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
@@ -56,8 +57,8 @@ class TD3BC:
         self.actor = MLP((inputs, *config.hidden, actions), generator=generator, device=config.device)
         self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
         self.actor_target, self.critic_target = self.actor.copy(), self.critic.copy()
-        self.actor_optimizer = Adam([self.actor.flat], config.learning_rate)
-        self.critic_optimizer = Adam([self.critic.flat], config.learning_rate)
+        self.actor_optimizer = Adam([self.actor.flat], actor_rate(config), config.adam_epsilon)
+        self.critic_optimizer = Adam([self.critic.flat], config.learning_rate, config.adam_epsilon)
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -86,22 +87,42 @@ class TD3BC:
     # ------------------------------------------------------------------------------------------------ update
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
+        """A critic step, and at every ``policy_delay``-th update an actor step and the targets; or, in policy-guided
+        diffusion's order (B.6), an actor step, ``critic_steps`` critic steps on the same batch, and the targets."""
         observation = (batch.observation - self._mean) / self._std
         next_observation = (batch.next_observation - self._mean) / self._std
+        if self.config.learning_rate_schedule == "cosine":
+            share = self.updates / self.config.updates
+            self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), share)
+            self.critic_optimizer.learning_rate = cosine(self.config.learning_rate, share)
+        self.updates += 1
+        if self.options.order == "pgd":
+            self._actor_step(observation, batch.action)
+            for _ in range(self.options.critic_steps):
+                self._critic_step(observation, next_observation, batch)
+            self._move_targets()
+        else:
+            self._critic_step(observation, next_observation, batch)
+            if self.updates % self.options.policy_delay == 0:
+                self._actor_step(observation, batch.action)
+                self._move_targets()
+        return dict(self._metrics)
+
+    def _critic_step(self, observation: Tensor, next_observation: Tensor, batch: Batch) -> None:
         target = self.target_value(batch.reward, next_observation, batch.terminal)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
-        critic_loss = self.critic_loss(value, target)
-        self.critic_optimizer.minimize(critic_loss)
-        self._metrics |= {"critic_loss": critic_loss.detach(), "value": value.detach().mean()}
+        loss = self.critic_loss(value, target)
+        self.critic_optimizer.minimize(loss)
+        self._metrics |= {"critic_loss": loss.detach(), "value": value.detach().mean()}
 
-        self.updates += 1
-        if self.updates % self.options.policy_delay == 0:
-            actor_loss, cloning = self.actor_loss(observation, batch.action)
-            self.actor_optimizer.minimize(actor_loss)
-            soft_update(self.actor_target, self.actor, self.config.tau)
-            soft_update(self.critic_target, self.critic, self.config.tau)
-            self._metrics |= {"actor_loss": actor_loss.detach(), "cloning_loss": cloning.detach()}
-        return dict(self._metrics)
+    def _actor_step(self, observation: Tensor, action: Tensor) -> None:
+        loss, cloning = self.actor_loss(observation, action)
+        self.actor_optimizer.minimize(loss)
+        self._metrics |= {"actor_loss": loss.detach(), "cloning_loss": cloning.detach()}
+
+    def _move_targets(self) -> None:
+        soft_update(self.actor_target, self.actor, self.config.tau)
+        soft_update(self.critic_target, self.critic, self.config.tau)
 
     # ------------------------------------------------------------------------------------------------ policy
 

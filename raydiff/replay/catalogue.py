@@ -31,12 +31,15 @@ class Catalogue:
     entries: dict[int, Entry] = field(default_factory=dict)
     in_slot: dict[int, int] = field(default_factory=dict)
     cursor: int = 0
+    vacant: list[int] = field(default_factory=list)
 
     def place(self, provenance: Provenance, transitions: int, trajectories: int) -> tuple[Entry, Entry | None]:
         """Give the block a slot (its live parent's, else the next in turn) and return it with what it replaces."""
         parent = provenance.parent_block
         if parent is not None and parent in self.entries:
             slot = self.entries[parent].slot
+        elif self.vacant:
+            slot = self.vacant.pop(0)
         else:
             slot, self.cursor = self.cursor, (self.cursor + 1) % self.slots
         replaced = self.entries.pop(self.in_slot[slot]) if slot in self.in_slot else None
@@ -44,6 +47,24 @@ class Catalogue:
         self.entries[provenance.block] = entry
         self.in_slot[slot] = provenance.block
         return entry, replaced
+
+    def withdraw(self, block: int, replaced: Entry | None) -> None:
+        """Undo ``place`` for a block that never reached the learner, whose rows there are still those of ``replaced``.
+
+        What was replaced can be sampled but not read any more, so nobody may refine it. The slot of a new block is the
+        next to be filled; that of a refreshed one goes back to its parent.
+        """
+        entry = self.entries.pop(block, None)
+        if entry is None or self.in_slot[entry.slot] != block:  # a later block has taken the slot meanwhile
+            return
+        if replaced is None:
+            del self.in_slot[entry.slot]
+        else:
+            replaced.refining = True
+            self.entries[replaced.provenance.block] = replaced
+            self.in_slot[entry.slot] = replaced.provenance.block
+        if replaced is None or replaced.provenance.block != entry.provenance.parent_block:
+            self.vacant.append(entry.slot)
 
     def remaining(self, entry: Entry) -> int:
         """Inserts until the entry's slot is overwritten."""
@@ -53,12 +74,16 @@ class Catalogue:
         """The smallest policy version of any block that holds or awaits a slot."""
         return min((entry.provenance.policy_version for entry in self.entries.values()), default=None)
 
-    def to_refresh(self, version: int, min_lag: int) -> Entry | None:
-        """The landed block whose refresh saves most: its lag times the inserts for which it will still be there."""
+    def to_refresh(self, version: int, min_lag: int, slots: tuple[int, int] | None = None) -> Entry | None:
+        """The landed block whose refresh saves most: its lag times the inserts for which it will still be there.
+
+        ``slots`` limits the choice to a range (first, one past the last).
+        """
         best, best_gain = None, 0
         for entry in self.entries.values():
             lag = version - entry.provenance.policy_version
-            if entry.landed and not entry.refining and lag >= min_lag:
+            inside = slots is None or slots[0] <= entry.slot < slots[1]
+            if inside and entry.landed and not entry.refining and lag >= min_lag:
                 gain = lag * self.remaining(entry)
                 if gain > best_gain:
                     best, best_gain = entry, gain

@@ -29,19 +29,28 @@ class Mixture:
         self.real, self.synthetic, self.batch_size = real, synthetic, batch_size
         self.real_per_batch = real_rows(batch_size, real_fraction) if synthetic is not None else batch_size
 
-    def chunk(self, updates: int, first_update: int, generator: torch.Generator) -> tuple[Iterator[Batch], Lag | None]:
+    def chunk(
+        self,
+        updates: int,
+        first_update: int,
+        generator: torch.Generator,
+        front: tuple[int, int] | None = None,
+        real_only: bool = False,
+    ) -> tuple[Iterator[Batch], Lag | None]:
         """Draw the batches of ``updates`` consecutive updates at once; the first of them is ``first_update``.
 
-        Drawing them together costs one random call and one gather instead of ``updates`` of each.
+        Drawing them together costs one random call and one gather instead of ``updates`` of each. ``front`` limits
+        the synthetic rows to a range of slots; with ``real_only`` there are none.
         """
-        real, total = self.real_per_batch, self.batch_size
+        total = self.batch_size
+        real = total if real_only else self.real_per_batch
         buffer = torch.empty(updates, total, self.real.columns, device=self.real.device)
         lag = None
         if real:
             records, _ = self.real.gather(updates * real, generator)
             buffer[:, :real] = records.view(updates, real, -1)
         if total > real and self.synthetic is not None:
-            records, versions = self.synthetic.gather(updates * (total - real), generator)
+            records, versions = self.synthetic.gather(updates * (total - real), generator, front)
             buffer[:, real:] = records.view(updates, total - real, -1)
             at = torch.arange(first_update, first_update + updates, device=versions.device)
             behind = at[:, None] - versions.view(updates, -1)

@@ -68,15 +68,21 @@ class Table:
         live = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
         self._live = torch.from_numpy(live).to(self.device)
 
-    def gather(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather(
+        self, count: int, generator: torch.Generator, slots: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` uniform draws with replacement: records ``[count, 2S+A+2]`` and policy versions ``[count]``.
 
-        Raises ``ValueError`` on an empty table.
+        ``slots`` limits them to the slots from the first up to, not including, the second. Raises ``ValueError``
+        where there is nothing to draw from.
         """
         with self._lock:
-            if not len(self._live):
+            start, stop = 0, len(self._live)
+            if slots is not None:  # live rows stand in the order of their slots
+                start, stop = (int(self._counts[:slot].sum()) for slot in slots)
+            if start == stop:
                 raise ValueError("the table is empty: nothing was ingested yet")
-            draws = torch.randint(len(self._live), (count,), generator=generator, device=self.device)
+            draws = torch.randint(start, stop, (count,), generator=generator, device=self.device)
             index = self._live.index_select(0, draws)
             return self.records.index_select(0, index), self.versions.index_select(0, index)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from raydiff.agents.policy import Policy
 from raydiff.config import Config
-from raydiff.evaluation.audit import Auditor, AuditResult
+from raydiff.envs.registry import environment_of, score_reference
+from raydiff.evaluation.audit import Auditor, AuditResult, legal_share
 from raydiff.evaluation.rollout import rollout_returns
 from raydiff.evaluation.scores import normalized_score
 from raydiff.evaluation.statistics import Interval, bootstrap_interval
@@ -24,7 +25,7 @@ class EvaluationReport:
     version: int
     final: bool
     returns: list[float]
-    normalized: Interval
+    normalized: Interval | None
     raw: Interval
     start: float
     end: float
@@ -37,13 +38,15 @@ class AuditReport:
     block: int
     refreshed: bool
     result: AuditResult
+    legal: float | None
     start: float
     end: float
 
 
-def score_returns(returns: np.ndarray, environment: str, seed: int) -> tuple[Interval, Interval]:
-    """Normalised (0 to 100) and raw intervals of episode returns ``[n]``."""
-    normalized = bootstrap_interval(normalized_score(environment, returns), seed)
+def score_returns(returns: np.ndarray, environment: str, seed: int) -> tuple[Interval | None, Interval]:
+    """Normalised (0 to 100, None where no reference scores exist) and raw intervals of episode returns ``[n]``."""
+    reference = score_reference(environment)
+    normalized = bootstrap_interval(normalized_score(reference, returns), seed) if reference is not None else None
     return normalized, bootstrap_interval(returns, seed)
 
 
@@ -52,27 +55,31 @@ class Evaluator:
 
     def __init__(self, config: Config, variance: np.ndarray) -> None:
         self.config, self.variance = config, variance
-        self.auditor = Auditor(config.data.environment, config.data.version)
+        self.environment = environment_of(config.data)
+        self.auditor = Auditor(self.environment) if config.evaluation.audit else None
 
     def evaluate(self, policy: PolicyBlob, final: bool) -> EvaluationReport:
         """Play the configured episodes; episode ``i`` always starts from seed ``evaluation.seed + i``."""
         start = time.time()
-        section, data = self.config.evaluation, self.config.data
+        section = self.config.evaluation
         episodes = section.final_episodes if final else section.episodes
         actor = Policy.from_blob(policy, section.device)
         seeds = range(section.seed, section.seed + episodes)
-        played = rollout_returns(lambda observation: actor.act(observation), data.environment, data.version, seeds)
-        normalized, raw = score_returns(played.returns, data.environment, self.config.seed)
+        played = rollout_returns(lambda observation: actor.act(observation), self.environment, seeds)
+        normalized, raw = score_returns(played.returns, self.environment, self.config.seed)
         returns = [float(value) for value in played.returns]
         return EvaluationReport(policy.version, final, returns, normalized, raw, start, time.time())
 
     def audit(self, rows: np.ndarray, block: int, refreshed: bool) -> AuditReport:
-        """Replay ``evaluation.audit`` transitions of the block, chosen by the block's number."""
+        """Replay ``evaluation.audit`` transitions of the block, chosen by the block's number; in mazes, also tell the
+        share of its trajectories that pass through no wall."""
+        assert self.auditor is not None, "no audit was to be made: evaluation.audit is 0"
         start = time.time()
         size = len(self.variance)
-        data = Trajectories(rows, size, rows.shape[2] - size - 2).transitions()
+        trajectories = Trajectories(rows, size, rows.shape[2] - size - 2)
+        data = trajectories.transitions()
         pick = np.random.default_rng(key_seed(self.config.seed, "audit", block)).permutation(len(data))
         pick = pick[: self.config.evaluation.audit]
         chosen = Transitions(*(getattr(data, name)[pick] for name in data.__dataclass_fields__))
         result = self.auditor.audit(chosen, self.variance)
-        return AuditReport(block, refreshed, result, start, time.time())
+        return AuditReport(block, refreshed, result, legal_share(self.environment, trajectories), start, time.time())

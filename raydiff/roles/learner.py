@@ -58,10 +58,11 @@ class Learner:
         block = Trajectories(rows, real.observation_size, real.action_size)
         self.mixture.synthetic.write(slot, block.transitions(), policy_version)
 
-    def train(self, updates: int) -> TrainReport:
-        """Run ``updates`` gradient updates. Raises ``FloatingPointError`` on a non-finite loss."""
+    def train(self, updates: int, front: tuple[int, int] | None = None, real_only: bool = False) -> TrainReport:
+        """Run ``updates`` gradient updates on real data and on the slots ``front`` of the table (all of them without
+        it), or with ``real_only`` on real data alone. Raises ``FloatingPointError`` on a non-finite loss."""
         start = time.time()
-        batches, lag = self.mixture.chunk(updates, self.update, self.generator)
+        batches, lag = self.mixture.chunk(updates, self.update, self.generator, front, real_only)
         sums: dict[str, torch.Tensor] = {}
         counts: dict[str, int] = {}
         for batch in batches:

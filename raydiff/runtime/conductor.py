@@ -5,7 +5,8 @@ feeds the completion back. Work in flight counts against every limit when it is 
 any order of completions and any losses (tests/runtime/test_conductor.py):
 
 * while the learner has updates to do, something is in flight, or some worker is being replaced;
-* sampled <= samples_per_insert * inserted + behind, and generation leads by less than ``ahead`` plus one block;
+* the schedule holds: sampled <= samples_per_insert * inserted + behind, and generation leads by less than ``ahead``
+  plus one block; or each dataset is whole before the first update that is due to it;
 * no update samples a trajectory whose policy is more than ``max_lag`` updates old.
 
 Where ``max_lag`` holds the learner back although the ratio would let it go on, generation goes on beyond the
@@ -15,25 +16,17 @@ ratio until the oldest blocks are replaced: pacing, never eviction, keeps the da
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
 
 from raydiff.config import Config
 from raydiff.errors import RunFailed
 from raydiff.replay.block import BlockReport
 from raydiff.replay.catalogue import Catalogue, Entry
 from raydiff.runtime import messages as m
+from raydiff.runtime.flow import Continuous, Flow, Shard, make_flow
 from raydiff.runtime.plan import FlowLimits, flow_limits
 
 LEARNER = "learner/0"
 EMPTY_BLOCKS_IN_A_ROW = 20
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A piece of generation: the same policy gives the same bytes whoever makes it. ``warm``: before learning starts."""
-
-    number: int
-    warm: bool
 
 
 class Conductor:
@@ -44,6 +37,7 @@ class Conductor:
         self.config, self.learner_id = config, learner_id
         self.limits: FlowLimits = flow_limits(config)
         self.limiter, self.catalogue = self.limits.limiter, Catalogue(self.limits.slots)
+        self.flow: Flow = make_flow(config, self.limits)
         producing = config.generator.count > 0
         self.workers = {
             "learner": [LEARNER],
@@ -58,13 +52,13 @@ class Conductor:
         # generation: shards in flight by block, lost ones to make again, blocks that arrived too old
         self.shards: dict[int, Shard] = {}
         self.reissue: deque[Shard] = deque()
-        self.stale: dict[int, BlockReport] = {}
-        self.warm_issued = self.warm_landed = self.generated = self.refined = 0
+        self.stale: dict[int, tuple[BlockReport, Shard]] = {}
+        self.generated = self.refined = 0
         # ingestion: what each call brings (None: a refreshed block) and what it drives out
         self.arrivals: dict[int, tuple[Shard | None, int]] = {}
         self.leaving: dict[int, Entry] = {}
         # learning and evaluation
-        self.issued = self.update = 0
+        self.issued = self.update = self.real_only = 0
         self.evaluation_due = self.final_done = False
         self.to_audit: int | None = None
         self.discards: Counter[str] = Counter()
@@ -76,13 +70,13 @@ class Conductor:
         return self.update >= self.config.learner.updates
 
     @property
-    def finished(self) -> bool:
-        return self.learned and self.final_done
+    def target_ratio(self) -> float | None:
+        """Samples per insert that the schedule aims at, where it aims at any."""
+        return self.limiter.samples_per_insert if self.limits.slots and isinstance(self.flow, Continuous) else None
 
     @property
-    def warm(self) -> bool:
-        """Whether the warm-up has landed, so that the learner may start."""
-        return not self.limits.synthetic_per_update or self.warm_landed >= self.config.replay.warmup
+    def finished(self) -> bool:
+        return self.learned and self.final_done
 
     def stalled(self) -> bool:
         """Nothing is in flight, every worker is up, and yet the run is not finished: a fault of this class."""
@@ -116,6 +110,8 @@ class Conductor:
                 self.final_done = self.final_done or (isinstance(command, m.Evaluate) and command.final)
             case m.Audited(call):
                 self.in_flight.pop(call)
+            case m.BlockLost(call):
+                commands += self._block_lost(self.in_flight.pop(call))
         return commands + self._issue()
 
     def why_learner_waits(self) -> tuple[str, str] | None:
@@ -124,13 +120,12 @@ class Conductor:
             return None
         if LEARNER not in self.up:
             return "start", "the learner is starting"
-        if not self.warm:
-            landed, wanted = self.warm_landed, self.config.replay.warmup
-            return "warm-up", f"the warm-up has {landed} of {wanted} trajectories"
+        if not self.flow.warm:
+            return "warm-up", self.flow.why_not_warm()
         if self.lag_blocks():
             lag = self.lag_after(self.next_chunk())
             return "max_lag", f"the next updates would sample data {lag} updates old (max_lag={self.max_lag})"
-        return "inserts", self.limiter.why_not_sample(self.next_chunk() * self.limits.synthetic_per_update)
+        return "inserts", self.flow.why_not_sample(self.next_chunk())
 
     # --- issuing work ---
 
@@ -159,9 +154,12 @@ class Conductor:
         return [name for name in self.workers[role] if name in self.up for _ in range(per_worker - busy[name])]
 
     def next_chunk(self) -> int:
-        """Updates of the next learner call: it ends where an evaluation is due, so that curves share their points."""
+        """Updates of the next learner call: it ends where an evaluation is due, so that curves share their points, and
+        where the schedule wants a policy of exactly that update."""
         learner, every = self.config.learner, self.config.evaluation.every
-        return min(learner.chunk, learner.updates - self.issued, every - self.issued % every)
+        stop = self.flow.until_stop(self.issued)
+        chunk = min(learner.chunk, learner.updates - self.issued, every - self.issued % every)
+        return chunk if stop is None else min(chunk, stop)
 
     def lag_after(self, updates: int) -> int:
         """Largest lag that the next ``updates`` could sample, blocks on their way out of the table included."""
@@ -173,32 +171,42 @@ class Conductor:
     def lag_blocks(self) -> bool:
         """Whether the age of the data keeps the learner from its next call."""
         chunk = self.next_chunk()
-        return self.max_lag is not None and self.warm and chunk > 0 and self.lag_after(chunk) > self.max_lag
+        return self.max_lag is not None and self.flow.warm and chunk > 0 and self.lag_after(chunk) > self.max_lag
 
     def _issue_train(self) -> list[m.Command]:
         commands: list[m.Command] = []
         training = sum(isinstance(call, m.Train) for call in self.in_flight.values())
         while LEARNER in self.up and training + len(commands) < self.config.learner.in_flight:
             chunk = self.next_chunk()
-            samples = chunk * self.limits.synthetic_per_update
-            if chunk <= 0 or not self.warm or self.lag_blocks():
+            if chunk <= 0:
                 break
-            if samples and not self.limiter.may_sample(samples):
+            real_only = self.lag_blocks() or not self.flow.may_sample(self.issued, chunk)
+            if real_only and self.config.replay.shortage == "wait":
                 break
             self.issued += chunk
-            self.limiter.sampled += samples
-            commands.append(self._record(m.Train(self._call(), LEARNER, chunk)))
+            if real_only:
+                self.real_only += chunk
+            else:
+                self.limiter.sampled += chunk * self.limits.synthetic_per_update
+            command = m.Train(self._call(), LEARNER, chunk, None if real_only else self.flow.front, real_only)
+            commands.append(self._record(command))
         return commands
 
-    def _may_insert(self) -> bool:
-        if self.warm_issued < self.config.replay.warmup:
-            return True
-        wasted = self._too_old(self.update) and not self.workers["refiner"]
-        return (self.limiter.may_insert() and not wasted) or self._must_renew()
+    def _next_shard(self) -> Shard | None:
+        """A shard that may be made now; None while the schedule wants none."""
+        wasted = self.flow.warm and self._too_old(self.update) and not self.workers["refiner"]
+        wanted = None if wasted else self.flow.next_shard(self.update)
+        if wanted is None and isinstance(self.flow, Continuous) and self._must_renew():
+            wanted = self.flow.forced_shard()
+        if wanted is None:
+            return None
+        self.next_shard += 1
+        return Shard(self.next_shard - 1, *wanted)
 
     def _must_renew(self) -> bool:
         """Whether the learner rests because of the age of blocks that none on their way to the table replaces."""
-        if not self.lag_blocks() or any(isinstance(call, m.Train) for call in self.in_flight.values()):
+        learning = any(isinstance(call, m.Train) and not call.real_only for call in self.in_flight.values())
+        if learning or not self.lag_blocks():
             return False
         oldest = self.catalogue.oldest_version()
         return oldest is not None and self._too_old(oldest)
@@ -210,8 +218,9 @@ class Conductor:
     def _issue_production(self) -> list[m.Command]:
         commands: list[m.Command] = []
         for worker in self._room("generator", self.config.generator.in_flight):
-            if self.reissue or self._may_insert():
-                commands.append(self._generate(worker))
+            shard = self.reissue.popleft() if self.reissue else self._next_shard()
+            if shard is not None:
+                commands.append(self._generate(worker, shard))
         # The limiter paces inserts, not refreshes: what time is left brings old data up to date.
         idle = self._room("refiner") + (self._room("generator") if self.config.generator.refine_when_idle else [])
         for worker in idle:
@@ -219,35 +228,22 @@ class Conductor:
             commands += [command] if command else []
         return commands
 
-    def _generate(self, worker: str) -> m.Command:
-        if self.reissue:
-            shard = self.reissue.popleft()
-        else:
-            shard = Shard(self.next_shard, warm=self.warm_issued < self.config.replay.warmup)
-            self.next_shard += 1
-        size = self.config.generator.batch
-        self._count(shard, +1)
-        guided = self.config.guidance.kind != "none" and (not shard.warm or self.config.replay.warmup_guidance)
-        command = m.Generate(self._call(), worker, shard.number, size, guided, self._block())
+    def _generate(self, worker: str, shard: Shard) -> m.Command:
+        self.flow.issued(shard)
+        guided = self.config.guidance.kind != "none" and (not shard.first or self.config.replay.warmup_guidance)
+        command = m.Generate(self._call(), worker, shard.number, shard.trajectories, guided, self._block())
         self.shards[command.block] = shard
         return self._record(command)
 
-    def _count(self, shard: Shard, sign: int) -> None:
-        """Count a block as on its way (+1), or no longer (-1: landed, lost or refused)."""
-        if shard.warm:
-            self.warm_issued += sign * self.config.generator.batch
-        else:
-            self.limiter.inserting += sign * self.limits.block_transitions
-
     def _refine(self, worker: str) -> m.Command | None:
-        if not self.warm or self.config.guidance.kind == "none":
+        if not self.flow.warm or self.config.guidance.kind == "none":
             return None
         taken = {call.parent for call in self.in_flight.values() if isinstance(call, m.Refine)}
         # Brought to a policy that is too old itself, a stale block would only come back as stale.
         timely = not self._too_old(self.update)
         parent = next((block for block in self.stale if timely and block not in taken), None)
         if parent is None:
-            entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag)
+            entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag, self.flow.front)
             if entry is None:
                 return None
             entry.refining, parent = True, entry.provenance.block
@@ -296,14 +292,14 @@ class Conductor:
         """A new block: it counts as an insert once it has landed."""
         block = report.provenance.block
         if not report.transitions:
-            self._count(shard, -1)
+            self.flow.lost(shard)
             self.discards["blocks: empty"] += 1
             return [m.Forget(block)]
         if self._too_old(report.provenance.policy_version):
             if self.workers["refiner"]:
-                self.stale[block] = report
+                self.stale[block] = (report, shard)
                 return []
-            self._count(shard, -1)
+            self.flow.lost(shard)
             self.discards["blocks: older than max_lag on arrival"] += 1
             return [m.Forget(block)]
         return self._place(report, shard)
@@ -311,8 +307,8 @@ class Conductor:
     def _refreshed(self, command: m.Refine, report: BlockReport) -> list[m.Command]:
         self.refined += report.trajectories
         if command.parent in self.stale:
-            del self.stale[command.parent]
-            return [m.Forget(command.parent), *self._arrived(report, Shard(command.shard, warm=False))]
+            _, shard = self.stale.pop(command.parent)
+            return [m.Forget(command.parent), *self._arrived(report, shard)]
         parent = self.catalogue.entries.get(command.parent)
         if parent is None:
             self.discards["refreshed blocks: parent had left"] += 1
@@ -339,14 +335,32 @@ class Conductor:
         assert isinstance(command, m.Ingest)
         self.leaving.pop(command.call, None)
         shard, transitions = self.arrivals.pop(command.call)
+        front = self.flow.front
         if command.block in self.catalogue.entries:
             self.catalogue.entries[command.block].landed = True
             self.to_audit = command.block
-        if shard is not None and shard.warm:
-            self.warm_landed += self.config.generator.batch
-        elif shard is not None:
-            self._count(shard, -1)
-            self.limiter.inserted += transitions
+        if shard is not None:
+            self.flow.landed(shard, transitions)
+            if self.flow.front != front:  # a dataset is whole: what comes next goes into the other half
+                self.catalogue.cursor = self.flow.back or 0
+
+    def _block_lost(self, command: m.Call) -> list[m.Command]:
+        """A block has gone with its node: it is made again, and until then the learner keeps what it has."""
+        self.discards["blocks: lost with their node"] += 1
+        shard: Shard | None = None
+        commands: list[m.Command] = []
+        if isinstance(command, m.Ingest):
+            shard, _ = self.arrivals.pop(command.call)
+            self.catalogue.withdraw(command.block, self.leaving.pop(command.call, None))
+            commands.append(m.Forget(command.block))
+        elif isinstance(command, m.Refine) and command.parent in self.stale:
+            _, shard = self.stale.pop(command.parent)
+            commands.append(m.Forget(command.parent))
+        # A block in the table that nobody can read any more stays marked as being refined: none tries again.
+        if shard is not None:
+            self.flow.lost(shard)
+            self.reissue.append(shard)
+        return commands
 
     def _lose(self, worker: str) -> None:
         self.up.discard(worker)
@@ -354,7 +368,7 @@ class Conductor:
             call = self.in_flight.pop(number)
             if isinstance(call, m.Generate):
                 shard = self.shards.pop(call.block)
-                self._count(shard, -1)
+                self.flow.lost(shard)
                 self.reissue.append(shard)
             elif isinstance(call, m.Refine) and call.parent in self.catalogue.entries:
                 self.catalogue.entries[call.parent].refining = False
@@ -370,8 +384,8 @@ class Conductor:
         if role != "refiner":
             raise RunFailed(f"every {role} is gone: {worker} was the last and died too often")
         forgotten: list[m.Command] = [m.Forget(block) for block in self.stale]
-        for block in self.stale:
-            self._count(Shard(block, warm=False), -1)
+        for _, shard in self.stale.values():
+            self.flow.lost(shard)
             self.discards["blocks: older than max_lag on arrival"] += 1
         self.stale.clear()
         return forgotten

@@ -60,5 +60,8 @@ class Crew(Protocol):
     def learner_state(self) -> tuple[PolicyBlob, dict[str, torch.Tensor]]:
         """The last policy and the learner's state, at the end of a run."""
 
+    def newest_block(self) -> np.ndarray | None:
+        """Rows ``[n, L, C]`` of the block made last, at the end of a run; None where none is held."""
+
     def close(self) -> None:
         """End every role; safe to call twice."""

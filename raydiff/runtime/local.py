@@ -17,6 +17,7 @@ from raydiff.compute import configure_compute
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.errors import RunFailed
+from raydiff.roles.emulated import make_generator
 from raydiff.roles.evaluator import Evaluator
 from raydiff.roles.generator import Generator
 from raydiff.roles.learner import Learner
@@ -47,7 +48,7 @@ class LocalCrew:
             samplers = [f"generator/{i}" for i in range(config.generator.count)]
             samplers += [f"refiner/{i}" for i in range(config.refiner.count)]
             models = self.materials.models
-            self.generators = {n: Generator(config, models.bundle, models.reward, n, learner_id) for n in samplers}
+            self.generators = {n: make_generator(config, models.bundle, models.reward, n, learner_id) for n in samplers}
             names += samplers
         self.ready.extend(Outcome(m.WorkerUp(name), worker=name) for name in names)
 
@@ -73,8 +74,8 @@ class LocalCrew:
 
     def _execute(self, command: m.Call, policy: PolicyBlob, rows: np.ndarray | None) -> tuple[m.Event, Any]:
         match command:
-            case m.Train(call, _, updates):
-                trained = self.learner.train(updates)
+            case m.Train(call, _, updates, front, real_only):
+                trained = self.learner.train(updates, front, real_only)
                 self.policy = self.learner.policy()
                 return m.Trained(call, trained.update), trained
             case m.Generate(call, worker, shard, count, guided, block):
@@ -99,6 +100,9 @@ class LocalCrew:
 
     def learner_state(self) -> tuple[PolicyBlob, dict[str, torch.Tensor]]:
         return self.learner.policy(), self.learner.state_dict()
+
+    def newest_block(self) -> np.ndarray | None:
+        return self.blocks[max(self.blocks)] if self.blocks else None
 
     def close(self) -> None:
         self.queue.clear()

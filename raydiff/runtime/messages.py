@@ -43,11 +43,17 @@ class Ingest:
 
 @dataclass(frozen=True)
 class Train:
-    """The learner runs ``updates`` gradient updates and publishes its policy."""
+    """The learner runs ``updates`` gradient updates and publishes its policy.
+
+    Synthetic rows come from the slots ``front`` of its table (first, one past the last; all without it), or with
+    ``real_only`` not at all.
+    """
 
     call: int
     worker: str
     updates: int
+    front: tuple[int, int] | None = None
+    real_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,13 @@ class Audited:
 
 
 @dataclass(frozen=True)
+class BlockLost:
+    """The block that a call (ingest, refine, audit) was to read is gone with its node; the worker is well."""
+
+    call: int
+
+
+@dataclass(frozen=True)
 class WorkerUp:
     """A worker is ready to take calls (again)."""
 
@@ -132,4 +145,4 @@ class WorkerGone:
     worker: str
 
 
-Event = Produced | Ingested | Trained | Evaluated | Audited | WorkerUp | WorkerLost | WorkerGone
+Event = Produced | Ingested | Trained | Evaluated | Audited | BlockLost | WorkerUp | WorkerLost | WorkerGone

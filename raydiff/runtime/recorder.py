@@ -46,6 +46,7 @@ class Recorder:
         self.writer, self.arm, self.message = writer, arm, message
         self.started = time.monotonic()
         self.updates, self.trajectories = Rate(), defaultdict[str, Rate](Rate)
+        self.drawn = 0  # synthetic transitions
         self.lag: tuple[float, float] | None = None
         self.score: tuple[float, float, float] | None = None
         self.waits: defaultdict[str, float] = defaultdict(float)
@@ -91,7 +92,7 @@ class Recorder:
         rows = sum(entry.transitions for entry in conductor.catalogue.entries.values() if entry.landed)
         producing = bool(conductor.limits.slots)
         return Status(
-            phase="scoring" if conductor.learned else "learning" if conductor.warm else "warm-up",
+            phase="scoring" if conductor.learned else "learning" if conductor.flow.warm else "warm-up",
             arm=self.arm,
             update=conductor.update,
             updates=config.learner.updates,
@@ -100,7 +101,7 @@ class Recorder:
             workers={role: counts for role, counts in up.items() if counts[1]},
             replay_rows=rows,
             replay_capacity=conductor.limits.slots * conductor.limits.block_transitions,
-            samples_per_insert=(limiter.achieved, limiter.samples_per_insert) if producing else (None, None),
+            samples_per_insert=(limiter.achieved, conductor.target_ratio) if producing else (None, None),
             lag=self.lag,
             waits={cause: seconds for cause, seconds in self.waits.items() if seconds >= 0.1},
             discards=dict(conductor.discards),
@@ -118,14 +119,14 @@ class Recorder:
         if report.lag is not None:
             self.lag = (report.lag.mean, float(report.lag.max))
         # Counted up to the end of this chunk: those in flight were issued but not yet drawn.
-        drawn = report.update * conductor.limits.synthetic_per_update
+        self.drawn += report.updates * conductor.limits.synthetic_per_update if report.lag is not None else 0
         return {
             "kind": "train",
             "update": report.update,
             "updates": report.updates,
             "losses": report.losses,
             "lag": asdict(report.lag) if report.lag is not None else None,
-            "synthetic_sampled": drawn,
+            "synthetic_sampled": self.drawn,
             "synthetic_inserted": conductor.limiter.inserted,
             "time": {"worker": worker, "start": report.start, "end": report.end, "waited": report.waited},
         }
@@ -156,11 +157,12 @@ class Recorder:
         }
 
     def _evaluate(self, report: EvaluationReport, worker: str) -> Record:
-        score = report.normalized
+        score = report.normalized or report.raw
         self.score = (score.mean, score.low, score.high)
         if report.final:
             self.message(
-                f"{self.arm}: the policy after {report.version:,} updates scores {score.mean:.1f} "
+                f"{self.arm}: the policy after {report.version:,} updates "
+                f"{'scores' if report.normalized else 'returns'} {score.mean:.1f} "
                 f"[{score.low:.1f}, {score.high:.1f}] over {score.episodes} episodes"
             )
         return {
@@ -168,7 +170,7 @@ class Recorder:
             "update": report.version,
             "final": report.final,
             "returns": report.returns,
-            "normalized": score.as_dict(),
+            "normalized": report.normalized.as_dict() if report.normalized else None,
             "raw": report.raw.as_dict(),
             "time": {"worker": worker, "start": report.start, "end": report.end},
         }
@@ -188,16 +190,22 @@ class Recorder:
             "transitions": result.count,
             "not_invertible": result.not_invertible,
             "unstable": result.unstable,
+            "legal": report.legal,
             "time": {"worker": worker, "start": report.start, "end": report.end},
         }
 
     def _event(self, outcome: Outcome) -> None:
-        names = {m.WorkerUp: "worker_up", m.WorkerLost: "worker_lost", m.WorkerGone: "quarantine"}
+        names = {
+            m.WorkerUp: "worker_up",
+            m.WorkerLost: "worker_lost",
+            m.WorkerGone: "quarantine",
+            m.BlockLost: "block_lost",
+        }
         name = names.get(type(outcome.event))
         if name is None:
             return
         cause = outcome.facts.get("cause", "")
-        if name != "worker_up":
+        if name in ("worker_lost", "quarantine"):
             then = "it is replaced" if name == "worker_lost" else "it died too often and is given up"
             self.message(f"{self.arm}: lost {outcome.worker} ({cause}); {then}")
         facts = {"worker": outcome.worker, **outcome.facts}

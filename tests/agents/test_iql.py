@@ -170,3 +170,15 @@ def test_log_std_is_learnt_within_its_bounds() -> None:
     assert learner.log_std.max() < -0.9
     size = learner.policy_blob(0).weights[-2:]
     np.testing.assert_allclose(size, np.maximum(learner.log_std.detach().numpy(), -1.0))
+
+
+def test_a_constant_schedule_leaves_the_actors_rate() -> None:
+    config = LearnerConfig(
+        algorithm="iql", hidden=(8,), updates=4, learning_rate=1e-3, learning_rate_schedule="constant"
+    )
+    learner = build_agent(config, 3, 2, torch.zeros(3), torch.ones(3), 0)
+    assert isinstance(learner, IQL)
+    rows = torch.zeros(8, 3)
+    for _ in range(3):
+        learner.update(Batch(rows, torch.zeros(8, 2), torch.zeros(8), rows, torch.zeros(8)))
+    assert learner.actor_optimizer.learning_rate == 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -173,3 +174,47 @@ def test_metrics_are_detached_scalars() -> None:
     metrics = learner.update(batch())
     assert set(metrics) == {"critic_loss", "value", "actor_loss", "cloning_loss"}
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
+
+
+def test_policy_guided_diffusions_order_is_actor_then_critics_then_targets() -> None:
+    config = LearnerConfig(
+        hidden=(24, 16), adam_epsilon=1e-5, td3_bc=TD3BCConfig(order="pgd", critic_steps=2, policy_noise=0.0)
+    )
+    statistics = torch.full((OBSERVATION,), 0.5), torch.linspace(0.5, 2, OBSERVATION)
+    learner = build_agent(config, OBSERVATION, ACTION, *statistics, 3)
+    assert isinstance(learner, TD3BC)
+    data = batch(4)
+    actor, critic = linear_layers(learner.actor.layers), learner.critic.flat.detach().clone()
+    mean, std = torch.full((OBSERVATION,), 0.5), torch.linspace(0.5, 2, OBSERVATION) + 1e-3
+    s = (data.observation - mean) / std
+    # The actor's step, by hand, with the critics as they were before this update.
+    first = linear_layers([(w[0], b[0]) for w, b in learner.critic.layers])
+    own = actor(s).tanh()
+    value = first(torch.cat([s, own], 1))
+    loss = (own - data.action).square().mean() - 2.5 / value.detach().abs().mean() * value.mean()
+    optimizer = torch.optim.Adam(actor.parameters(), lr=3e-4, eps=1e-5)
+    loss.backward()
+    optimizer.step()
+    target_before = learner.actor_target.flat.detach().clone()
+    learner.update(data)
+    expected = torch.cat([p.detach().flatten() for p in actor.parameters()])
+    torch.testing.assert_close(learner.actor.flat.detach(), expected, atol=1e-6, rtol=0)
+    assert not torch.equal(learner.critic.flat, critic)
+    assert float(learner.critic_optimizer.steps[0]) == 2
+    assert float(learner.actor_optimizer.steps[0]) == 1
+    torch.testing.assert_close(learner.actor_target.flat, target_before.lerp(learner.actor.flat.detach(), 0.005))
+
+
+def test_learning_rates_follow_their_schedule() -> None:
+    config = LearnerConfig(
+        hidden=(8,), updates=10, learning_rate=1e-3, actor_learning_rate=2e-3, learning_rate_schedule="cosine"
+    )
+    learner = build_agent(config, OBSERVATION, ACTION, torch.zeros(OBSERVATION), torch.ones(OBSERVATION), 0)
+    assert isinstance(learner, TD3BC)
+    seen = []
+    for _ in range(10):
+        learner.update(batch())
+        seen.append((learner.actor_optimizer.learning_rate, learner.critic_optimizer.learning_rate))
+    assert seen[0] == (2e-3, 1e-3)
+    assert seen[5] == pytest.approx((1e-3, 5e-4))
+    assert seen[9][0] == pytest.approx(2e-3 * (1 + math.cos(0.9 * math.pi)) / 2)

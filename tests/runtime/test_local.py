@@ -160,7 +160,7 @@ def test_summary_says_everything(first: Path) -> None:
     assert 0 < found["samples_per_insert"]["achieved"] <= 64
     assert found["seconds"].keys() >= {"data", "main run", "total"}
     assert 0 < found["seconds"]["main run"] < found["seconds"]["total"]
-    assert found["dataset"]["id"].startswith("halfcheetah-v4-random-1500")
+    assert found["dataset"]["id"].startswith("HalfCheetah-v4-random-1500")
     assert len(found["dataset"]["hash"]) == 64
     assert found["dataset"]["environment"] == "HalfCheetah-v4"
     assert found["dataset"]["mujoco"] == found["versions"]["mujoco"]

@@ -1,0 +1,52 @@
+"""A generator of fixed speed: real blocks, but each call takes a given time whatever the machine can do.
+
+For measuring everything around the generators (conductor, transport, ingestion) with more of them than there are
+cores. ``generator.emulate_s`` chooses it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from raydiff.config import Config
+from raydiff.diffusion.bundle import DenoiserBundle
+from raydiff.replay.block import BlockReport
+from raydiff.roles.generator import Generator
+from raydiff.types import PolicyBlob
+
+
+class EmulatedGenerator(Generator):
+    """Makes its first block of each size for real and hands out copies of it, one per ``generator.emulate_s``."""
+
+    _made: tuple[int, np.ndarray, BlockReport] | None = None
+
+    def generate(
+        self, policy: PolicyBlob, trajectories: int, shard: int, block: int, guided: bool
+    ) -> tuple[np.ndarray, BlockReport]:
+        start = time.time()
+        if self._made is None or self._made[0] != trajectories:
+            self._made = (trajectories, *super().generate(policy, trajectories, shard, block, guided))
+        _, rows, report = self._made
+        assert self.config.generator.emulate_s is not None
+        time.sleep(max(0.0, start + self.config.generator.emulate_s - time.time()))
+        provenance = replace(
+            report.provenance,
+            block=block,
+            shard=shard,
+            policy_version=policy.version,
+            guidance="emulated",
+            time={"start": start, "end": time.time()},
+        )
+        return rows.copy(), replace(report, provenance=provenance)
+
+
+def make_generator(
+    config: Config, bundle: DenoiserBundle, reward: dict[str, torch.Tensor] | None, name: str, learner_id: str
+) -> Generator:
+    """The generator or refiner ``name``, of real or of emulated speed."""
+    emulated = config.generator.emulate_s is not None and name.startswith("generator")
+    return (EmulatedGenerator if emulated else Generator)(config, bundle, reward, name, learner_id)

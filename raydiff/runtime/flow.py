@@ -1,0 +1,199 @@
+"""When to generate and when to learn: the schedules of a run, as arithmetic without a clock.
+
+``Continuous`` paces generation and learning against each other by samples per insert. ``Datasets`` makes whole
+datasets in turn, as policy-guided diffusion (B.6, Algorithm 2) and SynthER (section C) do: the learner trains on
+the front one while the next is generated into the back, and they swap when its last block has landed.
+
+A flow counts shards from their issue on: ``issued``, then ``landed`` or ``lost``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from raydiff.config import Config
+from raydiff.runtime.plan import FlowLimits
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of generation: the same policy gives the same bytes whoever makes it. ``first``: of the warm-up, or of
+    the first dataset."""
+
+    number: int
+    trajectories: int
+    first: bool
+
+
+class Flow(Protocol):
+    """What the conductor asks before it issues work, and tells of work done."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether the learner has the synthetic data that it starts with."""
+
+    @property
+    def front(self) -> tuple[int, int] | None:
+        """Slots that the learner samples: first, one past the last. None: all of the table."""
+
+    @property
+    def back(self) -> int | None:
+        """The slot that the dataset in the making starts at; None where there is none."""
+
+    def next_shard(self, update: int) -> tuple[int, bool] | None:
+        """Trajectories of the next shard and whether it is of the first data; None while none may be issued."""
+
+    def issued(self, shard: Shard) -> None: ...
+
+    def lost(self, shard: Shard) -> None: ...
+
+    def landed(self, shard: Shard, transitions: int) -> None: ...
+
+    def may_sample(self, issued: int, updates: int) -> bool:
+        """Whether the ``updates`` that follow ``issued`` ones may take synthetic rows."""
+
+    def until_stop(self, issued: int) -> int | None:
+        """Updates until the next point at which a learner call must end; None where there is none."""
+
+    def why_not_warm(self) -> str: ...
+
+    def why_not_sample(self, updates: int) -> str: ...
+
+
+def make_flow(config: Config, limits: FlowLimits) -> Flow:
+    """The flow of the configured schedule."""
+    if config.schedule.kind == "continuous" or not limits.slots:
+        return Continuous(config, limits)
+    return Datasets(config, limits)
+
+
+class Continuous:
+    """A warm-up, then inserts as fast as samples per insert allows."""
+
+    front: tuple[int, int] | None = None
+    back: int | None = None
+
+    def __init__(self, config: Config, limits: FlowLimits) -> None:
+        self.limiter, self.limits = limits.limiter, limits
+        self.warmup, self.batch = config.replay.warmup, config.generator.batch
+        self.rows = config.denoiser.length - 1
+        self.warm_issued = self.warm_landed = 0
+
+    @property
+    def warm(self) -> bool:
+        return not self.limits.synthetic_per_update or self.warm_landed >= self.warmup
+
+    def next_shard(self, update: int) -> tuple[int, bool] | None:
+        first = self.warm_issued < self.warmup
+        return (self.batch, first) if first or self.limiter.may_insert() else None
+
+    def forced_shard(self) -> tuple[int, bool]:
+        """One more, whatever the limiter says: for when data too old to sample must be replaced."""
+        return self.batch, False
+
+    def issued(self, shard: Shard) -> None:
+        self._count(shard, +1)
+
+    def lost(self, shard: Shard) -> None:
+        self._count(shard, -1)
+
+    def _count(self, shard: Shard, sign: int) -> None:
+        if shard.first:
+            self.warm_issued += sign * shard.trajectories
+        else:
+            self.limiter.inserting += sign * shard.trajectories * self.rows
+
+    def landed(self, shard: Shard, transitions: int) -> None:
+        if shard.first:
+            self.warm_landed += shard.trajectories
+        else:
+            self._count(shard, -1)
+            self.limiter.inserted += transitions
+
+    def may_sample(self, issued: int, updates: int) -> bool:
+        samples = updates * self.limits.synthetic_per_update
+        return self.warm and (not samples or self.limiter.may_sample(samples))
+
+    def until_stop(self, issued: int) -> int | None:
+        return None
+
+    def why_not_warm(self) -> str:
+        return f"the warm-up has {self.warm_landed} of {self.warmup} trajectories"
+
+    def why_not_sample(self, updates: int) -> str:
+        return self.limiter.why_not_sample(updates * self.limits.synthetic_per_update)
+
+
+class Datasets:
+    """``epochs`` datasets of ``size`` trajectories. The one numbered ``e`` is trained on from update
+    ``begins(e)`` on; its generation opens at ``opens(e)``, before that by the share ``overlap`` of an epoch."""
+
+    def __init__(self, config: Config, limits: FlowLimits) -> None:
+        self.limiter, self.slots = limits.limiter, limits.slots
+        self.batch, self.size = config.generator.batch, config.replay.generation
+        self.updates, self.overlap = config.learner.updates, config.schedule.overlap
+        self.epochs = config.schedule.epochs if config.schedule.kind == "periodic" else 1
+        self.rows = config.denoiser.length - 1
+        self.making, self.made, self.arrived = 0, 0, 0  # number of the dataset in the making; issued, landed of it
+
+    @property
+    def warm(self) -> bool:
+        return self.making > 0
+
+    @property
+    def front(self) -> tuple[int, int] | None:
+        return self._half(self.making - 1)
+
+    @property
+    def back(self) -> int | None:
+        return self._half(self.making)[0]
+
+    def _half(self, dataset: int) -> tuple[int, int]:
+        if self.epochs == 1:
+            return 0, self.slots
+        half = self.slots // 2
+        return (0, half) if dataset % 2 == 0 else (half, 2 * half)
+
+    def begins(self, dataset: int) -> int:
+        return round(dataset * self.updates / self.epochs)
+
+    def opens(self, dataset: int) -> int:
+        begins = self.begins(dataset)
+        return begins - round(self.overlap * (begins - self.begins(dataset - 1))) if dataset else 0
+
+    def next_shard(self, update: int) -> tuple[int, bool] | None:
+        if self.making >= self.epochs or update < self.opens(self.making) or self.made >= self.size:
+            return None
+        return min(self.batch, self.size - self.made), self.making == 0
+
+    def issued(self, shard: Shard) -> None:
+        self.made += shard.trajectories
+        self.limiter.inserting += shard.trajectories * self.rows
+
+    def lost(self, shard: Shard) -> None:
+        self.made -= shard.trajectories
+        self.limiter.inserting -= shard.trajectories * self.rows
+
+    def landed(self, shard: Shard, transitions: int) -> None:
+        self.arrived += shard.trajectories
+        self.limiter.inserting -= shard.trajectories * self.rows
+        self.limiter.inserted += transitions
+        if self.arrived >= self.size:
+            self.making, self.made, self.arrived = self.making + 1, 0, 0
+
+    def may_sample(self, issued: int, updates: int) -> bool:
+        return self.warm and issued + updates <= self.begins(self.making)
+
+    def until_stop(self, issued: int) -> int | None:
+        stops = [point for e in range(self.epochs + 1) for point in (self.opens(e), self.begins(e))]
+        return min((point - issued for point in stops if point > issued), default=None)
+
+    def why_not_warm(self) -> str:
+        return f"the first dataset has {self.arrived} of {self.size} trajectories"
+
+    def why_not_sample(self, updates: int) -> str:
+        return (
+            f"dataset {self.making + 1} of {self.epochs} has {self.arrived} of {self.size} trajectories, and the one "
+            "before it has had its updates"
+        )
