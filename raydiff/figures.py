@@ -23,8 +23,10 @@ from raydiff.metrics import Record, select
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY, INK, FAINT = "#767676", "#222222", "#dddddd"
 
-_FIXED = {"guided": (BLUE, "o"), "real_only": (VERMILION, "s"), "unguided": (GREEN, "^")}
-_OTHERS = ((PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (INK, "X"))
+FIXED = {"guided": (BLUE, "o"), "real_only": (VERMILION, "s"), "unguided": (GREEN, "^")}
+OTHERS = ((PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (INK, "X"))
+
+SCALE_NAMES = {"normalized": "normalised score", "raw": "return"}
 
 # Values that span more than this factor are drawn on a logarithmic axis.
 _FAR_BELOW = 1e3
@@ -44,10 +46,10 @@ def run_arms(records: list[Record], scores: Mapping[str, Any]) -> list[str]:
 
 def arm_style(name: str, arms: list[str]) -> tuple[str, str]:
     """Colour and marker of an arm, the same in every picture of the run."""
-    if name in _FIXED:
-        return _FIXED[name]
-    others = [arm for arm in arms if arm not in _FIXED]
-    return _OTHERS[others.index(name) % len(_OTHERS)]
+    if name in FIXED:
+        return FIXED[name]
+    others = [arm for arm in arms if arm not in FIXED]
+    return OTHERS[others.index(name) % len(OTHERS)]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -81,11 +83,17 @@ def save(figure: Figure, path: Path, dpi: int = 150) -> None:
 # -------------------------------------------------------------------------------------------------- learning curves
 
 
-def evaluations(records: list[Record], arm: str) -> list[Record]:
+def score_scale(records: list[Record]) -> str:
+    """``normalized`` where the run's environment has reference scores, else ``raw``: the key of what is drawn."""
+    scored = (r for r in select(records, "evaluate") if (r.get("normalized") or {}).get("mean") is not None)
+    return "normalized" if next(scored, None) is not None or not select(records, "evaluate") else "raw"
+
+
+def evaluations(records: list[Record], arm: str, scale: str) -> list[Record]:
     """One evaluation per update, in order; the final one stands for its update, else the one written last."""
     chosen: dict[int, Record] = {}
     for record in select(records, "evaluate", arm):
-        if (record.get("normalized") or {}).get("mean") is None:
+        if (record.get(scale) or {}).get("mean") is None:
             continue
         before = chosen.get(record["update"])
         if before is None or record.get("final") or not before.get("final"):
@@ -94,12 +102,13 @@ def evaluations(records: list[Record], arm: str) -> list[Record]:
 
 
 def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str, Any]) -> Figure | None:
-    """Normalised score against updates for every arm, and beside it the final score of each.
+    """Score against updates for every arm (the return where no normalised score exists), and the final scores.
 
     ``scores`` is ``summary["scores"]``; it gives the behaviour line and the final panel, and may be empty.
     """
-    curves = {arm: points for arm in arms if (points := evaluations(records, arm))}
-    finals = _final_scores(curves, scores, arms)
+    scale = score_scale(records)
+    curves = {arm: points for arm in arms if (points := evaluations(records, arm, scale))}
+    finals = final_scores(curves, scores, arms, scale)
     if not curves and not finals:
         return None
     figure = new_figure(9.6, 4.6)
@@ -107,17 +116,17 @@ def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str,
     for arm, points in curves.items():
         colour, marker = arm_style(arm, arms)
         updates = [point["update"] for point in points]
-        values = [point["normalized"] for point in points]
+        values = [point[scale] for point in points]
         mean = [value["mean"] for value in values]
-        low = [_either(value, "low") for value in values]
-        high = [_either(value, "high") for value in values]
+        low = [bound(value, "low") for value in values]
+        high = [bound(value, "high") for value in values]
         left.plot(updates, mean, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=pretty(arm))
         left.fill_between(updates, low, high, color=colour, alpha=0.13, linewidth=0)
-    style(left, "Score while learning", "learner updates", "normalised score")
-    left.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    style(left, "Score while learning", "learner updates", SCALE_NAMES[scale])
+    left.xaxis.set_major_formatter(FuncFormatter(thousands))
     style(right, "Final policy", "", "")
     _draw_finals(right, finals, arms)
-    behaviour = (scores.get("behaviour") or {}).get("normalized") or {}
+    behaviour = (scores.get("behaviour") or {}).get(scale) or {}
     if behaviour.get("mean") is not None:
         for axes in (left, right):
             axes.axhline(behaviour["mean"], color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label="behaviour")
@@ -134,14 +143,14 @@ def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str,
     return figure
 
 
-def _final_scores(
-    curves: Mapping[str, list[Record]], scores: Mapping[str, Any], arms: list[str]
+def final_scores(
+    curves: Mapping[str, list[Record]], scores: Mapping[str, Any], arms: list[str], scale: str
 ) -> dict[str, Mapping[str, Any]]:
-    """Normalised final score of each arm: the summary's, else that of its final evaluation."""
+    """Final score of each arm: the summary's, else that of its final evaluation."""
     finals: dict[str, Mapping[str, Any]] = {}
     for arm in arms:
-        given = (scores.get(arm) or {}).get("normalized")
-        own = [point["normalized"] for point in curves.get(arm, []) if point.get("final")]
+        given = (scores.get(arm) or {}).get(scale)
+        own = [point[scale] for point in curves.get(arm, []) if point.get("final")]
         if given and given.get("mean") is not None:
             finals[arm] = given
         elif own:
@@ -153,10 +162,10 @@ def _draw_finals(axes: Axes, finals: Mapping[str, Mapping[str, Any]], arms: list
     for place, (arm, value) in enumerate(finals.items()):
         colour, marker = arm_style(arm, arms)
         mean = value["mean"]
-        errors = [[max(mean - _either(value, "low"), 0.0)], [max(_either(value, "high") - mean, 0.0)]]
+        errors = [[max(mean - bound(value, "low"), 0.0)], [max(bound(value, "high") - mean, 0.0)]]
         axes.errorbar([place], [mean], yerr=errors, color=colour, marker=marker, markersize=7, capsize=4, linewidth=1.8)
         axes.annotate(
-            f"{mean:.1f}", (place, _either(value, "high")), xytext=(0, 5), textcoords="offset points",
+            f"{mean:.1f}", (place, bound(value, "high")), xytext=(0, 5), textcoords="offset points",
             ha="center", fontsize=9, color=INK,
         )  # fmt: skip
     axes.set_xticks(range(len(finals)), [pretty(arm) for arm in finals], rotation=35, ha="right", fontsize=9)
@@ -180,7 +189,7 @@ def synthetic_data(
     panels: list[Callable[[Axes], None]] = []
     if any(r.get("deviation") is not None for r in select(records, "block")):
         panels.append(lambda axes: _draw_deviation(axes, records, arms))
-    if any(_error_ratio(r) is not None for r in select(records, "audit")):
+    if any(error_ratio(r) is not None for r in select(records, "audit")):
         panels.append(lambda axes: _draw_dynamics(axes, records, arms, floor))
     if any(_lag(r) is not None for r in select(records, "train")):
         panels.append(lambda axes: _draw_lag(axes, records, arms, max_lag))
@@ -194,7 +203,7 @@ def synthetic_data(
         axes.legend(loc="upper left", bbox_to_anchor=(1.005, 1.02), frameon=False, fontsize=size, borderaxespad=0)
     for axes in grid[:-1]:
         axes.set_xlabel("")
-    grid[-1].xaxis.set_major_formatter(FuncFormatter(_thousands))
+    grid[-1].xaxis.set_major_formatter(FuncFormatter(thousands))
     return figure
 
 
@@ -206,17 +215,17 @@ def _draw_deviation(axes: Axes, records: list[Record], arms: list[str]) -> None:
         blocks = [r for r in select(records, "block", arm) if r.get("deviation") is not None]
         fresh = [r for r in blocks if r.get("parent_block") is None]
         groups = {
-            "warm-up": [r for r in fresh if _is_warmup(r)],
-            "new": [r for r in fresh if not _is_warmup(r)],
+            "warm-up": [r for r in fresh if is_warmup(r)],
+            "new": [r for r in fresh if not is_warmup(r)],
             "refreshed": [r for r in blocks if r.get("parent_block") is not None],
         }
         for name, group in groups.items():
             _scatter(axes, arm, name, [(r["update"], r["deviation"]) for r in group], arms)
             drawn += [r["deviation"] for r in group]
-    _scale(axes, drawn)
+    rescale(axes, drawn)
 
 
-def _is_warmup(record: Record) -> bool:
+def is_warmup(record: Record) -> bool:
     """An unguided block that arrived before the learner's first chunk ended."""
     return record["update"] == 0 and record.get("guidance", "none") == "none"
 
@@ -225,7 +234,7 @@ def _draw_dynamics(axes: Axes, records: list[Record], arms: list[str], floor: fl
     style(axes, "Synthetic dynamics: one-step error in the simulator", "learner updates", "error / persistence error")
     drawn: list[float] = []
     for arm in arms:
-        audits = [(r, ratio) for r in select(records, "audit", arm) if (ratio := _error_ratio(r)) is not None]
+        audits = [(r, ratio) for r in select(records, "audit", arm) if (ratio := error_ratio(r)) is not None]
         for name, refreshed in (("new", False), ("refreshed", True)):
             points = [(r["update"], ratio) for r, ratio in audits if bool(r.get("refreshed")) is refreshed]
             _scatter(axes, arm, name, points, arms)
@@ -236,7 +245,7 @@ def _draw_dynamics(axes: Axes, records: list[Record], arms: list[str], floor: fl
             drawn.append(floor)
     if max(drawn) > 0.5:
         axes.axhline(1.0, color=INK, linewidth=1.0, label="persistence")
-    _scale(axes, drawn)
+    rescale(axes, drawn)
 
 
 def _draw_lag(axes: Axes, records: list[Record], arms: list[str], limit: float | None) -> None:
@@ -252,7 +261,7 @@ def _draw_lag(axes: Axes, records: list[Record], arms: list[str], limit: float |
     if limit is not None:
         axes.axhline(limit, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, label="limit")
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.yaxis.set_major_formatter(FuncFormatter(thousands))
 
 
 def _scatter(axes: Axes, arm: str, name: str, points: list[tuple[float, float]], arms: list[str]) -> None:
@@ -270,7 +279,7 @@ def _scatter(axes: Axes, arm: str, name: str, points: list[tuple[float, float]],
     axes.autoscale_view()
 
 
-def _scale(axes: Axes, values: list[float]) -> None:
+def rescale(axes: Axes, values: list[float]) -> None:
     """Logarithmic where the values span more than a factor of twenty, else linear from zero."""
     if values and min(values) > 0 and max(values) / min(values) > _LOG_SPREAD:
         axes.set_yscale("log")
@@ -282,7 +291,8 @@ def _scale(axes: Axes, values: list[float]) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _error_ratio(record: Record) -> float | None:
+def error_ratio(record: Record) -> float | None:
+    """One-step error of an audited block, as a share of the error of predicting no change."""
     error, persistence = record.get("dynamics_error"), record.get("persistence_error")
     return error / persistence if error is not None and persistence else None
 
@@ -293,15 +303,17 @@ def _lag(record: Record) -> tuple[float, float] | None:
     return (mean, worst) if mean is not None and worst is not None else None
 
 
-def _either(value: Mapping[str, Any], key: str) -> float:
+def bound(value: Mapping[str, Any], key: str) -> float:
     """A bound of an interval, or the mean where there is none (a single episode has no interval)."""
-    bound = value.get(key)
-    return float(value["mean"] if bound is None else bound)
+    found = value.get(key)
+    return float(value["mean"] if found is None else found)
 
 
 def pretty(arm: str) -> str:
+    """The name of an arm in words."""
     return arm.replace("_", " ")
 
 
-def _thousands(value: float, _: int | None = None) -> str:
+def thousands(value: float, _: int | None = None) -> str:
+    """A tick of an axis of counts."""
     return f"{value:,.0f}"

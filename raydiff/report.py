@@ -6,58 +6,47 @@ It can be made again at any time, also while the run goes on: what is not there 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 from rich import box
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 from rich.text import Text
 
+from raydiff import findings
+from raydiff.book import Book
 from raydiff.errors import UserError
-from raydiff.figures import learning_curves, pretty, run_arms, save, synthetic_data
+from raydiff.figures import learning_curves, pretty, run_arms, score_scale, synthetic_data
 from raydiff.gantt import timeline
 from raydiff.metrics import Record, read_metrics
-from raydiff.page import Page, Picture, render
+from raydiff.page import Listing, Note, Page, Picture, Section, Table
+from raydiff.replay.samples import read_samples
 
 SCORE_COLUMNS = ("policy", "normalised score", "interval", "raw return", "interval", "episodes")
 SCORE_NOTE = (
     "Normalised: 0 is a random policy, 100 the reference expert. Scores are those of the last policy, never of the "
     "best one seen. Intervals run over the evaluation episodes of one training seed; another seed may differ by more."
 )
+RETURN_NOTE = (
+    "No reference returns are known for this environment, so there is no normalised score. Returns are those of the last "
+    "policy, never of the best one seen. Intervals run over the evaluation episodes of one training seed; another seed "
+    "may differ by more."
+)
 _LEADING = ("behaviour", "real_only", "guided")
 
 
-def write_report(run_folder: str | Path) -> list[Path]:
-    """Write ``report/`` of a run folder and return the files: PNG pictures and ``index.html``.
+def write_report(run_folder: str | Path, out: Path | None = None) -> list[Path]:
+    """Write ``report/`` of a run folder (or ``out``) and return the files: PNG pictures and ``index.html``.
 
     Raises ``UserError`` where the folder has no readable ``metrics.jsonl`` or a broken ``summary.json``.
     """
     run = Path(run_folder)
     records = read_metrics(run)
-    summary, settings = _summary(run), _settings(run)
-    folder = run / "report"
-    folder.mkdir(exist_ok=True)
-    written: list[Path] = []
-    pictures: list[Picture] = []
-    for name, title, caption, missing, figure in _figures(records, summary, settings):
-        path = folder / f"{name}.png"
-        if figure is None:
-            path.unlink(missing_ok=True)  # one from an earlier report would belong to other records
-            pictures.append(Picture(title, caption, None, missing))
-            continue
-        save(figure, path)
-        written.append(path)
-        pictures.append(Picture(title, caption, path.read_bytes()))
-    page = _page(run, records, summary, pictures)
-    index = folder / "index.html"
-    temporary = index.with_name(".index.html.part")
-    temporary.write_text(render(page), encoding="utf-8")
-    os.replace(temporary, index)
-    return [*written, index]
+    summary, settings = read_summary(run), read_settings(run)
+    book = Book(out if out is not None else run / "report")
+    return book.finish(_page(run, records, summary, _pictures(run, book, records, summary, settings)))
 
 
 def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -85,9 +74,9 @@ def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
-def score_table(summary: Mapping[str, Any]) -> Table:
+def score_table(summary: Mapping[str, Any]) -> ConsoleTable:
     """The scores for the console at the end of a run."""
-    table = Table(box=box.SIMPLE_HEAD, title="Final scores", title_justify="left", caption=_CAPTION,
+    table = ConsoleTable(box=box.SIMPLE_HEAD, title="Final scores", title_justify="left", caption=_CAPTION,
                   caption_justify="left")  # fmt: skip
     for place, column in enumerate(SCORE_COLUMNS):
         table.add_column(column, justify="right" if place else "left")
@@ -124,48 +113,73 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in figures if value]
 
 
-def _figures(
-    records: list[Record], summary: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[tuple[str, str, str, str, Figure | None]]:
-    """Name, title, caption, reason if missing, and the figure itself."""
+def _pictures(
+    run: Path, book: Book, records: list[Record], summary: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Picture]:
     scores = summary.get("scores") or {}
     arms = run_arms(records, scores)
     limit = (settings.get("replay") or {}).get("max_lag")
     return [
-        ("learning_curves", "Learning curves",
-         "Normalised score of each arm in the simulator; bands and bars are intervals over the episodes of one seed.",
-         "Nothing has been evaluated yet.", learning_curves(records, arms, scores)),
-        ("synthetic_data", "Synthetic data",
-         "Distance of synthetic actions from the policy they were made for; error of synthetic steps against the "
-         "simulator, as a share of the error of predicting no change; age of the data in the learner's batches.",
-         "This run has no synthetic data, so there is nothing to show about them.",
-         synthetic_data(records, arms, limit, summary.get("audit_floor"))),
-        ("timeline", "Timeline",
-         "One line per worker, as the workers timed their own calls. The frame marks the close-up.",
-         "No record carries times.", timeline(records, arms)),
+        book.picture(
+            "learning_curves", "Learning curves",
+            "Each arm in the simulator; bands and bars are 95 % intervals over the episodes of one seed.",
+            learning_curves(records, arms, scores), findings.curves_show(records, arms, scores),
+            "Nothing has been evaluated yet."),
+        book.picture(
+            "synthetic_data", "Synthetic data",
+            "Distance of synthetic actions from the policy they were made for; error of synthetic steps against the "
+            "simulator, as a share of the error of predicting no change; age of the data in the learner's batches.",
+            synthetic_data(records, arms, limit, summary.get("audit_floor")), findings.synthetic_shows(records, arms),
+            "This run has no synthetic data, so there is nothing to show about them."),
+        *_maze(run, book, summary, settings, arms),
+        book.picture(
+            "timeline", "Timeline",
+            "One line per worker, as the workers timed their own calls. The frame marks the close-up.",
+            timeline(records, arms), findings.timeline_shows(records, arms), "No record carries times."),
     ]  # fmt: skip
+
+
+def _maze(
+    run: Path, book: Book, summary: Mapping[str, Any], settings: Mapping[str, Any], arms: Sequence[str]
+) -> list[Picture]:
+    """Real and synthetic trajectories in their maze, where the run has one and kept samples of them."""
+    data = {**(settings.get("data") or {}), **(summary.get("dataset") or {})}
+    name = str(data.get("environment") or data.get("dataset") or "")
+    paths = {group: run / "replay" / f"{group}_sample.npz" for group in ("real", *arms)}
+    if not name.startswith("maze2d-") or not any(path.is_file() for path in paths.values()):
+        return []
+    from raydiff.maze_figure import maze_trajectories  # the simulator is imported for mazes only
+
+    groups = {group: read_samples(path)["observation"] for group, path in paths.items() if path.is_file()}
+    caption = "Trajectories of the data and of the last synthetic data of each arm; those in black enter a wall."
+    shows = findings.maze_shows(name, groups)
+    return [book.picture("maze", "Trajectories in the maze", caption, maze_trajectories(name, groups), shows)]
 
 
 def _page(run: Path, records: list[Record], summary: Mapping[str, Any], pictures: Sequence[Picture]) -> Page:
     dataset = summary.get("dataset") or {}
     about = [str(dataset[key]) for key in ("id", "environment") if dataset.get(key)]
     about.append(f"{len(records):,} records" + ("" if summary else "; the run has not ended"))
-    config = run / "config.yaml"
+    config, rows, figures = run / "config.yaml", score_rows(summary), key_figures(summary)
+    scores = Table(SCORE_COLUMNS, rows) if rows else Note("No policy has been scored.")
+    facts = Table((), figures) if figures else Note("No summary.json was found: the run has not ended.")
+    listing = Listing(config.read_text(encoding="utf-8")) if config.is_file() else Note("No config.yaml was found.")
     return Page(
         title=f"raydiff run {run.resolve().name}",
         lead=" · ".join(dict.fromkeys(about)),
-        score_columns=SCORE_COLUMNS,
-        scores=score_rows(summary),
-        score_note=SCORE_NOTE,
-        figures=key_figures(summary),
         caveats=[str(text) for text in summary.get("caveats") or []],
-        pictures=pictures,
-        settings=config.read_text(encoding="utf-8") if config.is_file() else "",
+        sections=[
+            Section("Scores", [scores, Note(SCORE_NOTE if score_scale(records) == "normalized" else RETURN_NOTE)]),
+            *[Section(picture.title, [picture]) for picture in pictures],
+            Section("Key figures", [facts]),
+            Section("Settings", [listing]),
+        ],
     )
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    path = run / "summary.json"
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a run, empty before the run has ended. Raises ``UserError`` where it is broken."""
+    path = folder / "summary.json"
     if not path.is_file():
         return {}
     try:
@@ -177,15 +191,18 @@ def _summary(run: Path) -> dict[str, Any]:
     return summary
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
+def read_settings(folder: Path) -> dict[str, Any]:
+    """``config.yaml`` of a run, nested as it stands there. Raises ``UserError`` where it is broken."""
+    path = folder / "config.yaml"
     if not path.is_file():
         return {}
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML ({error}). Restore the file that the run wrote.") from error
-    return settings if isinstance(settings, dict) else {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must hold keys and values. Restore the file that the run wrote.")
+    return settings
 
 
 def _number(value: Any, digits: int) -> str:

@@ -18,7 +18,9 @@ from raydiff.errors import UserError
 from raydiff.figures import learning_curves, run_arms, synthetic_data
 from raydiff.gantt import rows, timeline
 from raydiff.metrics import MetricsWriter, Record
+from raydiff.replay.samples import write_samples
 from raydiff.report import key_figures, score_table, write_report
+from raydiff.types import Trajectories
 
 CHUNK, UPDATES = 50, 10_000
 ZERO = 1_700_000_000.0  # when the run began, in seconds since the epoch
@@ -290,6 +292,50 @@ def test_run_that_has_hardly_begun(tmp_path: Path) -> None:
     assert [path.name for path in write_report(run)] == ["index.html"]
     with pytest.raises(UserError, match="no metrics file"):
         write_report(tmp_path / "nowhere")
+
+
+def test_run_without_reference_scores_is_drawn_by_its_returns(tmp_path: Path, records: list[Record]) -> None:
+    plain = [r | {"normalized": None} if r["kind"] == "evaluate" else r for r in records]
+    figure = learning_curves(plain, ["guided"], {})
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "return"
+    own = [r for r in plain if r["kind"] == "evaluate" and r["arm"] == "guided" and r["update"] < UPDATES]
+    np.testing.assert_allclose(line(figure.axes[0], "guided")[:-1, 1], [r["raw"]["mean"] for r in own])
+    page = write_report(write_run(tmp_path / "raw", plain, None))[-1].read_text()
+    assert "No reference returns are known" in page
+    assert "highest mean 1,583.0" in page  # of real_only_alpha_5, whose final return is -280 + 124.2 * 15
+
+
+def test_trajectories_of_a_maze_are_drawn_where_the_run_kept_some(tmp_path: Path, records: list[Record]) -> None:
+    summary = realistic_summary()
+    summary["dataset"]["environment"] = "maze2d-umaze-v1"
+    run = write_run(tmp_path / "maze", records, summary)
+    assert "maze.png" not in [path.name for path in write_report(run)]  # no samples yet
+    rows = np.zeros((8, 5, 4 + 2 + 2), np.float32)
+    rows[..., :2] = 1.0  # a free place
+    write_samples(run / "replay" / "real_sample.npz", Trajectories(rows, 4, 2))
+    rows[:6, 3, :2] = 2.0  # inside a wall
+    write_samples(run / "replay" / "guided_sample.npz", Trajectories(rows, 4, 2))
+    written = write_report(run)
+    assert "maze.png" in [path.name for path in written]
+    page = written[-1].read_text()
+    assert "never enter a wall: real 100 % of 8; guided 25 % of 8." in page
+
+
+def test_pictures_say_what_they_show(tmp_path: Path, records: list[Record]) -> None:
+    page = write_report(write_run(tmp_path / "demo", records, realistic_summary()))[-1].read_text()
+    shown = re.findall(r'class="shows">([^<]*)<', page)
+    assert shown[0].startswith(
+        "Last policies: highest mean 15.0 [14.2, 16.0] for real only alpha 5, then 13.6 [12.8, 14.6]"
+    )
+    assert shown[0].endswith("overlap.")
+    audits = [r for r in records if r["kind"] == "audit" and r["arm"] == "guided"]
+    error = np.mean([r["dynamics_error"] / r["persistence_error"] for r in audits])
+    assert f"guided: error {error:.3f} of persistence in {len(audits)} audits" in shown[1]
+    assert shown[2].startswith("guided: learned for")
+    assert [re.sub(r"\..*", "", alt) for alt in re.findall(r'<img alt="([^"]*)"', page)] == [
+        "Learning curves", "Synthetic data", "Timeline",
+    ]  # fmt: skip
 
 
 def test_broken_summary_is_explained(tmp_path: Path) -> None:
