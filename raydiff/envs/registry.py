@@ -139,15 +139,18 @@ def environment_spec(name: str) -> EnvironmentSpec:
 
 
 def score_reference(name: str) -> str | None:
-    """The family of D4RL's reference scores that an environment is scored by, or ``None``."""
+    """The family of D4RL's reference scores that an environment is scored by, or ``None``.
+
+    Gymnasium's v5 changed rewards and physics of Hopper and Walker2d, and Minari's data come from it: returns there
+    stay returns, so that they stand in no table beside D4RL's scores.
+    """
     name = canonical(name)
     family = next((family for family, (_, ids) in _FRAMED.items() if name in ids), None)
     if family in ("antmaze", "kitchen"):
         return family
     if family is not None:
         return re.sub(r"-v\d+$", "", name)
-    base = name.partition("-v")[0].lower()
-    return base if base in _LOCOMOTION and name in (*_LOCOMOTION.values(), f"{name.partition('-v')[0]}-v5") else None
+    return next((short for short, id in _LOCOMOTION.items() if id == name), None)
 
 
 _DIFFERENCES = {

@@ -57,7 +57,7 @@ def test_known_reward_is_learnt(trained: tuple[RewardModel, dict[str, float]]) -
 
 
 def test_halfcheetah_reward_is_learnt_from_little_data(tmp_path: Path) -> None:
-    dataset = read_d4rl(collect("halfcheetah", "v4", "random", 4000, 0, tmp_path / "a.hdf5"))
+    dataset = read_d4rl(collect("HalfCheetah-v4", "random", 4000, 0, tmp_path / "a.hdf5"))
     config = RewardConfig(hidden=(128, 128), steps=600, batch_size=128)
     _, metrics = train_reward_model(dataset.transitions("dynamics"), config, seed=0)
     assert metrics["holdout_r2"] > 0.9

@@ -19,7 +19,7 @@ def test_sizes_bounds_and_limit(name: str, sizes: tuple[int, int], version: str)
     assert (spec.observation_size, spec.action_size) == sizes
     assert spec.id == f"{name}-{version}"
     assert spec.max_episode_steps == 1000
-    assert spec.reference == name.lower()
+    assert spec.reference == (name.lower() if version == "v4" else None)
     np.testing.assert_array_equal(spec.action_low, -np.ones(sizes[1]))
     np.testing.assert_array_equal(spec.action_high, np.ones(sizes[1]))
     assert spec.mujoco_version.count(".") >= 1
