@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer.exceptions import TyperException
 
+from raydiff.cli_data import data_app
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
 
@@ -21,7 +22,6 @@ app = typer.Typer(
     help="Offline RL with guided diffusion data, on Ray.",
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Collect datasets and look at them.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 
@@ -39,6 +39,13 @@ def train(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Overrides.")] = None,
     runtime: Annotated[Literal["ray", "local"], typer.Option(help="Ray, or everything in this process.")] = "ray",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join from one of its nodes: auto or HOST:PORT.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="D4RL id, minari:ID, or HDF5 file in D4RL's schema, instead of the preset's data."),
+    ] = None,
     on_existing: Annotated[
         Literal["refuse", "overwrite"], typer.Option(help="What to do when the run folder exists.")
     ] = "refuse",
@@ -48,7 +55,9 @@ def train(
     Example: raydiff train configs/demo.yaml learner.batch_size=512
     """
     path, rest = _preset_and_overrides(preset, overrides)
-    config = load_config(path, rest)  # before the seconds that the imports take: a typo is answered at once
+    config = load_config(
+        path, _with_options(rest, address, data)
+    )  # before the seconds that the imports take: a typo is answered at once
     from raydiff.report import score_table
     from raydiff.runtime.session import train as run
     from raydiff.status import StatusBoard
@@ -63,61 +72,49 @@ def train(
     console.print(str(folder), soft_wrap=True, highlight=False)
 
 
-@data_app.command("collect")
-def data_collect(
-    environment: Annotated[str, typer.Argument(help="hopper, halfcheetah or walker2d.")],
-    out: Annotated[Path, typer.Option(help="HDF5 file to write, in D4RL's schema.")],
-    transitions: Annotated[int, typer.Option(min=100, help="Transitions to collect.")] = 100_000,
-    level: Annotated[str, typer.Option(help="Behaviour: random.")] = "random",
-    version: Annotated[str, typer.Option(help="Gymnasium version: v4 (D4RL's dynamics) or v5.")] = "v4",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the collection.")] = 0,
+@app.command()
+def plan(
+    preset: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML preset; without one: the defaults.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Overrides.")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="JSON or YAML description of a cluster; without one: this machine.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Look at a running cluster: auto or HOST:PORT.")] = None,
 ) -> None:
-    """Collect a dataset in the simulator.
+    """Print which role goes to which node and GPU, or what is short; starts nothing.
 
-    Example: raydiff data collect halfcheetah --transitions 100000 --out halfcheetah-random.hdf5
+    Example: raydiff plan configs/demo.yaml generator.count=8 --cluster cluster.json
     """
-    from raydiff.data.collect import collect
-    from raydiff.presets import validate
+    path, rest = _preset_and_overrides(preset, overrides)
+    config = load_config(path, _with_options(rest, address, None))
+    from raydiff.runtime.plan_command import plan_table
 
-    values = {"environment": environment, "level": level, "version": version, "transitions": transitions, "seed": seed}
-    data = validate({"data": values}, "the command line").data
-    console = Console()
-    with console.status("collecting") as status:
-        collect(
-            data.environment,
-            data.version,
-            data.level,
-            data.transitions,
-            data.seed,
-            out,
-            lambda done, total: status.update(f"collecting: {done:,} of {total:,} transitions"),
-        )
-    console.print(str(out), soft_wrap=True, highlight=False)
+    Console().print(plan_table(config, cluster))
 
 
-@data_app.command("info")
-def data_info(
-    file: Annotated[Path, typer.Argument(help="HDF5 file in D4RL's schema.")],
-    environment: Annotated[str | None, typer.Option(help="Check it against this environment.")] = None,
-    version: Annotated[str, typer.Option(help="Gymnasium version: v4 or v5.")] = "v4",
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders; one or several.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a comparison; default: comparison beside the runs.")
+    ] = None,
 ) -> None:
-    """Say what a dataset holds.
+    """Make the report of a run again, or compare several runs: pictures and one HTML page.
 
-    Example: raydiff data info halfcheetah-random.hdf5
+    Example: raydiff report runs/guided-0 runs/guided-1 runs/unguided-0 runs/unguided-1
     """
-    from raydiff.data.d4rl import read_d4rl
-    from raydiff.data.info import describe_dataset
-    from raydiff.evaluation.envs import environment_spec
-    from raydiff.presets import validate
+    from raydiff.compare import report as write
 
-    dataset = read_d4rl(file)
-    if environment is not None:
-        data = validate({"data": {"environment": environment, "version": version}}, "the command line").data
-        dataset.check_environment(environment_spec(data.environment, data.version))
-    table = Table("", "", show_header=False, box=None)
-    for label, text in describe_dataset(dataset):
-        table.add_row(label, text)
-    Console().print(table)
+    for path in write(runs, out):
+        Console().print(str(path), soft_wrap=True, highlight=False)
+
+
+def _with_options(overrides: list[str], address: str | None, data: str | None) -> list[str]:
+    """Options that stand for a setting, after the settings themselves."""
+    named = {"cluster.address": address, "data.dataset": data}
+    return overrides + [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
 
 
 def _preset_and_overrides(preset: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:

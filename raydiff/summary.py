@@ -13,8 +13,8 @@ import numpy as np
 
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
+from raydiff.envs.registry import EnvironmentSpec, environment_of, environment_spec
 from raydiff.evaluation.audit import Auditor
-from raydiff.evaluation.envs import environment_spec
 from raydiff.metrics import Record, read_metrics, select
 from raydiff.presets import config_hash
 from raydiff.roles.evaluator import score_returns
@@ -35,14 +35,14 @@ def write_summary(
     """Write ``summary.json`` atomically and return it. ``main`` is the arm that the run is about."""
     records = read_metrics(folder)
     own = arms[main]
-    spec = environment_spec(config.data.environment, config.data.version)
+    spec = environment_spec(environment_of(config.data))
     summary = {
         "main": main,
         "scores": _scores(records, config, dataset, list(arms)),
         "updates": own["updates"],
         "trajectories_generated": own["trajectories_generated"],
         "trajectories_refined": own["trajectories_refined"],
-        "overlap_fraction": overlap_fraction(records, main, config.replay.samples_per_insert),
+        "overlap_fraction": overlap_fraction(records, main, own["samples_per_insert"]["target"]),
         "learner_wait_fraction": learner_wait_fraction(records, main),
         "generator_idle_fraction": _idle(records, main),
         "policy_lag": _policy_lag(records, main),
@@ -52,15 +52,18 @@ def write_summary(
             "id": dataset.name,
             "hash": dataset.sha256,
             "environment": spec.id,
-            "collected_in": f"{dataset.environment}-{dataset.version}" if dataset.environment else None,
+            "collected_in": dataset.collected_in or None,
+            "d4rl_id": dataset.d4rl_id or None,
             "mujoco": spec.mujoco_version,
+            "score_reference": spec.reference,
+            "differences": list(spec.differences),
         },
         "config_hash": config_hash(config),
         "versions": _versions(),
         "discards": own["discards"],
         "arms": arms,
         "audit_floor": _audit_floor(config, dataset),
-        "caveats": caveats(config, list(arms)),
+        "caveats": caveats(config, spec, dataset, list(arms)),
     }
     part = folder / "summary.json.part"
     part.write_text(json.dumps(summary, indent=2))
@@ -68,14 +71,32 @@ def write_summary(
     return summary
 
 
-def caveats(config: Config, arms: list[str]) -> list[str]:
+def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: list[str]) -> list[str]:
     """What a reader must know before quoting the scores."""
     lines = [
-        "Each arm is one run of one seed; its interval is over evaluation episodes and says nothing of other seeds.",
-        "Scores use D4RL's reference returns as a scale; the data were "
-        + ("read from a file" if config.data.file else "collected here")
-        + f" and the simulator is Gymnasium's {config.data.version}, so they are not D4RL results.",
+        "Each arm is one run of one seed; its interval is over evaluation episodes and says nothing of other seeds."
     ]
+    if spec.reference is not None:
+        lines.append(
+            "Scores use D4RL's reference returns as a scale; the data were "
+            + ("given" if config.data.dataset else "collected here")
+            + f" and the simulator is {spec.id} on MuJoCo {spec.mujoco_version}: compare with published D4RL results "
+            "only where both are D4RL's own."
+        )
+    else:
+        lines.append(f"No reference returns are known for {spec.id}: scores are raw returns.")
+    if dataset.environment and dataset.environment != spec.id:
+        lines.append(f"The data come from {dataset.environment}, the scores from {spec.id}.")
+    if dataset.mujoco_version and dataset.mujoco_version != spec.mujoco_version:
+        lines.append(
+            f"The data were collected with MuJoCo {dataset.mujoco_version}, policies were scored with "
+            f"{spec.mujoco_version}."
+        )
+    if config.generator.emulate_s is not None:
+        lines.append(
+            "Generation was emulated (generator.emulate_s): synthetic data are copies, and scores mean nothing."
+        )
+    lines += spec.differences
     if "guided" in arms and "real_only" in arms:
         lines.append(
             "A learner on real data alone with weaker behaviour cloning (larger learner.td3_bc.alpha) can do as well "
@@ -88,8 +109,8 @@ def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[
     scores: dict[str, Any] = {"behaviour": None, "real_only": None, "guided": None}
     returns = dataset.episode_returns()
     if len(returns):
-        normalized, raw = score_returns(returns, config.data.environment, config.seed)
-        scores["behaviour"] = {"normalized": normalized.as_dict(), "raw": raw.as_dict()}
+        normalized, raw = score_returns(returns, environment_of(config.data), config.seed)
+        scores["behaviour"] = {"normalized": normalized.as_dict() if normalized else None, "raw": raw.as_dict()}
     for arm in arms:
         for record in select(records, "evaluate", arm):
             if record["final"]:
@@ -99,13 +120,15 @@ def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[
 
 def _audit_floor(config: Config, dataset: Dataset) -> float | None:
     """The audit of real transitions: what the simulator itself leaves of the error, over that of persistence."""
+    if not config.evaluation.audit:
+        return None
     real = dataset.transitions("dynamics")
     pick = np.random.default_rng(config.seed).permutation(len(real))[: 4 * config.evaluation.audit]
     if not len(pick):
         return None
     chosen = Transitions(*(getattr(real, name)[pick] for name in real.__dataclass_fields__))
     variance = np.maximum(real.observation.var(0), 1e-6)
-    ratio = Auditor(config.data.environment, config.data.version).audit(chosen, variance).ratio
+    ratio = Auditor(environment_of(config.data)).audit(chosen, variance).ratio
     return ratio if np.isfinite(ratio) else None
 
 

@@ -98,7 +98,7 @@ def prepare(folder: Path) -> None:
     with h5py.File(folder / "hopper.hdf5", "w") as file:
         for key, array in good().items():
             file[key] = array
-        file.attrs["environment"] = "walker2d"
+        file.attrs["environment"] = "Walker2d-v4"
     (folder / "not.hdf5").write_bytes(b"\x89HDF, but not really" * 100)
     (folder / "cut.hdf5").write_bytes((folder / "good.hdf5").read_bytes()[:3000])
     for name, text in {
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "no-such-option": (["train", "--runtme", "local"], ("--runtme", "raydiff train --help")),
     "no-such-choice": (["train", "--runtime", "spark"], ("--runtime", "spark", "'ray'", "'local'", "train --help")),
     "no-such-policy": (["train", "--on-existing", "ask"], ("--on-existing", "'refuse'", "'overwrite'")),
-    "missing-argument": (["data", "info"], ("Missing argument 'file'", "raydiff data info --help")),
+    "missing-argument": (["data", "info"], ("Missing argument 'DATASET'", "raydiff data info --help")),
     "missing-option": (["data", "collect", "hopper"], ("Missing option '--out'", "raydiff data collect --help")),
     "option-out-of-range": (
         ["data", "collect", "hopper", "--transitions", "5", "--out", "{0}/x.hdf5"],
@@ -200,15 +200,15 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "device-without-a-share": (["train", "learner.device=cuda", "cluster.gpus=4"], ("learner.device=cuda", "Set")),
     "too-many-cpus": (
         ["train", "cluster.cpus=1", "learner.cpus=8"],
-        ("cannot place", "learner 1/1 needs 8 CPU", "1 of 1 are left", "Lower learner.cpus", "cluster.cpus"),
+        ("cannot place", "learner 1/1 needs 8 CPU", "1 of 1 CPU left", "Lower learner.cpus", "cluster.cpus"),
     ),
     "too-many-generators": (
         ["train", "cluster.cpus=2", "learner.cpus=1", "generator.count=5"],
-        ("generator 5/5 needs 0.25 CPU", "0 of 2 are left", "generator.count=4"),
+        ("generator 5/5 needs 0.25 CPU", "0 of 2 CPU left", "generator.count to 3"),
     ),
     "too-many-gpus": (
         ["train", "learner.gpus=99"],
-        ("learner 1/1 needs 99 GPU", "are left", "Lower learner.gpus", "cluster.gpus"),
+        ("learner 1/1 needs 99 GPU", "no GPU", "Lower learner.gpus"),
     ),
     "blocks-too-small": (
         ["train", "generator.batch=16", "replay.ahead=100", "replay.behind=100"],
@@ -239,34 +239,54 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "read-only": (["train", "output=/proc/runs"], ("/proc/runs/run cannot be written", "output=FOLDER", "permissions")),
     "name-too-long": (["train", f"name={MANY}"], ("cannot be written", "name too long")),
     # the data, as far as it is not the content of a file
-    "data-missing": (["train", "data.file={0}/none.hdf5"], ("{0}/none.hdf5", "does not exist", "data.file=PATH")),
-    "data-is-a-folder": (["train", "data.file={0}/runs"], ("{0}/runs", "is a folder", "data.file=PATH")),
-    "data-not-hdf5": (["train", "data.file={0}/not.hdf5"], ("{0}/not.hdf5", "cannot be read as HDF5", "again")),
-    "data-cut-short": (["train", "data.file={0}/cut.hdf5"], ("{0}/cut.hdf5", "cannot be read as HDF5", "cut short")),
-    "data-with-a-long-name": (["train", f"data.file=/{MANY}"], ("does not exist", "data.file=PATH")),
-    "data-of-another-user": (["train", "data.file=~no-such-user/x"], ("~no-such-user/x", "does not exist")),
+    "data-missing": (["train", "data.dataset={0}/none.hdf5"], ("{0}/none.hdf5", "does not exist", "data.dataset=PATH")),
+    "data-is-a-folder": (["train", "data.dataset={0}/runs"], ("{0}/runs", "is a folder", "data.dataset=PATH")),
+    "data-not-hdf5": (["train", "data.dataset={0}/not.hdf5"], ("{0}/not.hdf5", "cannot be read as HDF5", "again")),
+    "data-cut-short": (["train", "data.dataset={0}/cut.hdf5"], ("{0}/cut.hdf5", "cannot be read as HDF5", "cut short")),
+    "data-with-a-long-name": (["train", f"data.dataset=/{MANY}"], ("does not exist", "data.dataset=PATH")),
+    "data-of-another-user": (["train", "data.dataset=~no-such-user/x"], ("~no-such-user/x", "does not exist")),
     "data-of-another-environment": (
-        ["train", "data.file={0}/hopper.hdf5"],
-        ("{0}/hopper.hdf5", "collected with environment walker2d", "asks for halfcheetah", "data.environment=walker2d"),
+        ["train", "data.dataset={0}/hopper.hdf5"],
+        ("{0}/hopper.hdf5", "belong to Walker2d-v4", "asks for HalfCheetah-v4", "data.environment=Walker2d-v4"),
     ),
-    "unknown-environment": (["train", "data.environment=ant"], ("data.environment='ant'", "'halfcheetah'", "Correct")),
+    "unknown-environment": (["train", "data.environment=ants"], ("no environment 'ants'", "ant", "maze2d-*")),
+    "environment-of-another-kind": (["train", "data.environment=CartPole-v1"], ("CartPole-v1", "continuous")),
+    "data-of-unknown-origin": (
+        ["train", "data.environment=null"],
+        ("{0}/good.hdf5 does not say which environment", "data.environment", "Hopper-v4"),
+    ),
+    "data-unknown-to-d4rl": (["train", "data.dataset=hopper-mediun-v2"], ("no dataset 'hopper-mediun-v2'", "hopper-medium-v2")),
+    "max-lag-of-a-periodic-run": (
+        ["train", "schedule.kind=periodic", "replay.max_lag=1000"],
+        ("replay.max_lag=1000", "schedule.kind=periodic", "Remove"),
+    ),
+    "more-datasets-than-updates": (
+        ["train", "schedule.kind=periodic", "schedule.epochs=20000"],
+        ("schedule.epochs=20000", "learner.updates=10000", "Lower"),
+    ),
     "cache-not-writable": (
         ["train", "data.cache={0}/good.hdf5/cache"],
         ("{0}/good.hdf5/cache", "cannot be written", "data.cache", "RAYDIFF_CACHE"),
     ),
     "cache-not-writable-to-collect": (
-        ["train", "data.cache={0}/good.hdf5/cache", "data.file=null"],
+        ["train", "data.cache={0}/good.hdf5/cache", "data.dataset=null"],
         ("{0}/good.hdf5/cache", "cannot be written", "data.cache", "RAYDIFF_CACHE"),
     ),
     "collect-nowhere": (
         ["data", "collect", "hopper", "--out", "{0}/good.hdf5/x.hdf5"],
         ("{0}/good.hdf5/x.hdf5", "cannot be written", "write permission", "--out"),
     ),
-    "collect-unknown": (["data", "collect", "ant", "--out", "{0}/x.hdf5"], ("data.environment='ant'", "'hopper'")),
+    "collect-unknown": (["data", "collect", "ants", "--out", "{0}/x.hdf5"], ("no environment 'ants'", "ant")),
     "collect-level": (
-        ["data", "collect", "hopper", "--level", "expert", "--out", "{0}/x.hdf5"],
-        ("data.level='expert'", "'random'"),
+        ["data", "collect", "hopper", "--levels", "best", "--out", "{0}/x"],
+        ("'best'", "random", "expert"),
     ),
+    "collect-over-a-file": (["data", "collect", "hopper", "--out", "{0}/good.hdf5"], ("good.hdf5 exists", "--overwrite")),
+    "list-of-nothing": (["data", "list", "hoper"], ("'hoper'", "raydiff data list")),
+    "download-unknown": (["data", "download", "hopper-mediun-v2"], ("hopper-mediun-v2", "hopper-medium-v2")),
+    "convert-to-nothing": (["data", "convert", "{0}/good.hdf5", "{0}/x.csv"], ("{0}/x.csv", ".parquet")),
+    "convert-over-a-file": (["data", "convert", "{0}/good.hdf5", "{0}/hopper.hdf5"], ("{0}/hopper.hdf5 exists",)),
+    "report-of-nothing": (["report", "{0}/none"], ("{0}/none",)),
     "info-of-nothing": (["data", "info", "{0}/none.hdf5"], ("{0}/none.hdf5", "does not exist")),
     "info-of-another-environment": (
         ["data", "info", "{0}/good.hdf5", "--environment", "hopper"],
@@ -274,7 +294,7 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 for _name, (_, _words) in DATA.items():
-    CASES[f"data-{_name}"] = (["train", f"data.file={{0}}/{_name}.hdf5"], (f"{{0}}/{_name}.hdf5", *_words))
+    CASES[f"data-{_name}"] = (["train", f"data.dataset={{0}}/{_name}.hdf5"], (f"{{0}}/{_name}.hdf5", *_words))
     CASES[f"data-{_name}-locally"] = (["train", "--runtime", "local", *CASES[f"data-{_name}"][0][1:]], _words)
 
 
@@ -282,7 +302,12 @@ def complete(arguments: list[str], folder: Path) -> list[str]:
     """The arguments with their paths; what a case is not about is good and lies in ``folder``."""
     arguments = [argument.format(folder) for argument in arguments]
     if arguments[:1] == ["train"]:
-        defaults = [f"output={folder}/runs", f"data.cache={folder}/cache", f"data.file={folder}/good.hdf5"]
+        defaults = [
+            f"output={folder}/runs",
+            f"data.cache={folder}/cache",
+            f"data.dataset={folder}/good.hdf5",
+            "data.environment=halfcheetah",
+        ]
         given = {argument.partition("=")[0] for argument in arguments}
         arguments += [default for default in defaults if default.partition("=")[0] not in given]
     return arguments
@@ -334,7 +359,7 @@ def test_bad_input_is_told_in_one_paragraph(
 def test_bad_data_leave_an_old_run_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = complete(["train", "name=old", "--on-existing", "overwrite", "data.file={0}/nan.hdf5"], folder)
+    arguments = complete(["train", "name=old", "--on-existing", "overwrite", "data.dataset={0}/nan.hdf5"], folder)
     monkeypatch.setattr(sys, "argv", ["raydiff", *arguments])
     before = contents(folder)
     with pytest.raises(SystemExit) as stopped:

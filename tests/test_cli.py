@@ -13,8 +13,13 @@ from raydiff.presets import describe
 
 COMMANDS = {
     "train": "raydiff train configs/demo.yaml learner.batch_size=512",
-    "data collect": "raydiff data collect halfcheetah --transitions 100000 --out",
-    "data info": "raydiff data info halfcheetah-random.hdf5",
+    "plan": "raydiff plan configs/demo.yaml generator.count=8 --cluster cluster.json",
+    "report": "raydiff report runs/guided-0 runs/guided-1 runs/unguided-0 runs/unguided-1",
+    "data list": "raydiff data list hopper",
+    "data info": "raydiff data info hopper-random.hdf5 --picture hopper-random.png",
+    "data collect": "raydiff data collect Pendulum-v1 --levels random,medium,expert --transitions 20000 --out pendulum",
+    "data convert": "raydiff data convert hopper-random.hdf5 minari:mine/hopper/random-v0",
+    "data download": "raydiff data download hopper-medium-v2",
 }
 
 
@@ -65,8 +70,8 @@ def test_without_arguments_the_commands_are_listed(raydiff: Raydiff) -> None:
     code, out, err = raydiff()
     assert (code, err) == (0, "")
     assert out == raydiff("--help")[1]
-    assert {"train", "data"} <= set(out.split())
-    assert {"collect", "info"} <= set(raydiff("data", "--help")[1].split())
+    assert {"train", "plan", "report", "data"} <= set(out.split())
+    assert {"list", "info", "collect", "convert", "download"} <= set(raydiff("data", "--help")[1].split())
 
 
 def test_collect_then_info(raydiff: Raydiff, tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_collect_then_info(raydiff: Raydiff, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == str(path)
     dataset = read_d4rl(path)
-    assert (len(dataset), dataset.environment, dataset.version) == (300, "hopper", "v4")
+    assert (len(dataset), dataset.environment) == (300, "Hopper-v4")
     code, out, err = raydiff("data", "info", str(path), "--environment", "hopper")
     assert (code, err) == (0, "")
     text = " ".join(out.split())
@@ -83,10 +88,12 @@ def test_collect_then_info(raydiff: Raydiff, tmp_path: Path) -> None:
     assert "observation, action 11, 3" in text
     assert f"sha256 of its contents {dataset.sha256[:16]}" in text
     assert f"{int(dataset.terminal.sum())} terminals, {int(dataset.timeout.sum())} timeouts" in text
+    code, _, err = raydiff("data", "collect", "hopper", "--out", str(path))
+    assert (code, "--overwrite" in err) == (2, True)
     again = tmp_path / "again.hdf5"
     raydiff("data", "collect", "hopper", "--transitions", "300", "--seed", "4", "--out", str(again))
     assert read_d4rl(again).sha256 == dataset.sha256
-    raydiff("data", "collect", "hopper", "--transitions", "300", "--seed", "5", "--out", str(again))
+    raydiff("data", "collect", "hopper", "--transitions", "300", "--seed", "5", "--out", str(again), "--overwrite")
     assert read_d4rl(again).sha256 != dataset.sha256
 
 
@@ -117,7 +124,7 @@ def test_ctrl_c_while_collecting(raydiff: Raydiff, tmp_path: Path, monkeypatch: 
 
     import raydiff.data.collect as module
 
-    monkeypatch.setattr(module, "_write", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(module, "write_dataset", lambda *_: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     try:
         code, _, err = raydiff("data", "collect", "hopper", "--transitions", "100", "--out", str(tmp_path / "x.hdf5"))

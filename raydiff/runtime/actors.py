@@ -8,8 +8,10 @@ producer: the driver owns it, and it survives the producer.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +44,11 @@ def _settle(config: Config, cpus: float, nice: int) -> None:
     os.nice(nice)
 
 
+def _whereabouts() -> tuple[int, str]:
+    """Process id, and Ray's id of the node."""
+    return os.getpid(), ray.get_runtime_context().get_node_id()
+
+
 def _limit_gpu_memory(device: str, gpus: float) -> None:
     """A role with a share of a GPU may take no more than that share of its memory."""
     if device.startswith("cuda") and 0 < gpus < 1:
@@ -60,13 +67,15 @@ class LearnerActor:
         self.role = Learner(config, real, learner_id)
 
     @ray.method(concurrency_group="train", num_returns=2)
-    def ready(self) -> tuple[np.ndarray, tuple[int, PolicyBlob]]:
+    def ready(self) -> tuple[np.ndarray, tuple[tuple[int, str], PolicyBlob]]:
         weights, header = split_blob(self.role.policy())
-        return weights, (os.getpid(), header)
+        return weights, (_whereabouts(), header)
 
     @ray.method(concurrency_group="train", num_returns=2)
-    def train(self, updates: int) -> tuple[np.ndarray, tuple[TrainReport, PolicyBlob]]:
-        report = self.role.train(updates)
+    def train(
+        self, updates: int, front: tuple[int, int] | None, real_only: bool
+    ) -> tuple[np.ndarray, tuple[TrainReport, PolicyBlob]]:
+        report = self.role.train(updates, front, real_only)
         weights, header = split_blob(self.role.policy())
         return weights, (report, header)
 
@@ -87,12 +96,12 @@ class SamplerActor:
         section = config.refiner if name.startswith("refiner") else config.generator
         _settle(config, section.cpus, section.nice)
         _limit_gpu_memory(section.device, section.gpus)
-        from raydiff.roles.generator import Generator
+        from raydiff.roles.emulated import make_generator
 
-        self.role = Generator(config, models.bundle, models.reward, name, learner_id)
+        self.role = make_generator(config, models.bundle, models.reward, name, learner_id)
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> tuple[int, str]:
+        return _whereabouts()
 
     @ray.method(num_returns=2)
     def generate(
@@ -118,8 +127,8 @@ class EvaluatorActor:
 
         self.role = Evaluator(config, variance)
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> tuple[int, str]:
+        return _whereabouts()
 
     def evaluate(self, weights: np.ndarray, header: PolicyBlob, final: bool) -> EvaluationReport:
         return self.role.evaluate(replace(header, weights=weights), final)
@@ -130,7 +139,7 @@ class EvaluatorActor:
 
 @ray.remote(concurrency_groups={"work": 1, "watch": 1})
 class PretrainActor:
-    """Trains the models into the cache; ``progress`` answers while it does."""
+    """Trains the models and returns them; ``progress`` answers while it does."""
 
     def __init__(self, config: Config) -> None:
         _settle(config, config.denoiser.cpus, 0)
@@ -139,10 +148,17 @@ class PretrainActor:
         self.last: tuple[str, int, int, float, float | None] | None = None
 
     @ray.method(concurrency_group="work")
-    def run(self, dataset: Dataset, cache: str) -> None:
+    def run(self, dataset: Dataset, cache: str) -> Models:
+        """Works in ``cache``, where training can be resumed; on a node without that folder, in a temporary one."""
         from raydiff.roles.pretrainer import prepare_models
 
-        prepare_models(self.config, dataset, Path(cache), self._note)
+        with ExitStack() as stack:
+            try:
+                Path(cache).mkdir(parents=True, exist_ok=True)
+                stack.enter_context(TemporaryFile(dir=cache)).close()
+            except OSError:
+                cache = stack.enter_context(TemporaryDirectory(prefix="raydiff-"))
+            return prepare_models(self.config, dataset, Path(cache), self._note)
 
     def _note(self, *progress: Any) -> None:
         self.last = progress

@@ -6,15 +6,16 @@ something is. A dead worker costs its calls in flight and is started anew; one t
 
 from __future__ import annotations
 
-import ipaddress
-import logging
 import os
 import time
-import warnings
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 # Ray binds every port to loopback when it believes that it serves this machine alone; both must be set before import.
@@ -25,12 +26,14 @@ import ray
 
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
-from raydiff.errors import RunFailed, UserError
+from raydiff.roles.pretrainer import cached_models, keep_models
 from raydiff.runtime import messages as m
 from raydiff.runtime.actors import EvaluatorActor, LearnerActor, PretrainActor, SamplerActor
 from raydiff.runtime.conductor import LEARNER
 from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
-from raydiff.runtime.plan import arms_at_once, this_machine
+from raydiff.runtime.join import running_ray
+from raydiff.runtime.placement import Cluster, Placement, Slot, arms_at_once, attempt, attempt_pretrainer
+from raydiff.runtime.remote import actor_options, failure, first_cause, node_alive, with_options
 from raydiff.types import PolicyBlob
 
 RESTART_WINDOW_S = 300.0
@@ -39,35 +42,51 @@ WAIT_S = 0.25
 
 
 class RayBackend:
-    """A Ray instance on this machine, for the time of a ``with`` block."""
+    """Ray for the time of a ``with`` block: one that is joined already (``cluster``), else as the configuration says."""
 
-    def __init__(self, config: Config, note: Note = lambda progress: None) -> None:
-        self.config, self.note = config, note
-        self.machine = this_machine(config)
+    def __init__(self, config: Config, note: Note = lambda progress: None, cluster: Cluster | None = None) -> None:
+        self.config, self.note, self.known = config, note, cluster
+        self.stack = ExitStack()
+        self.crews: list[RayCrew] = []
+        self.pretraining: RayPretraining | None = None
+        self.shared: dict[int, tuple[Any, ray.ObjectRef]] = {}
 
     def __enter__(self) -> RayBackend:
-        ray.init(
-            address="local",  # never a cluster that happens to be around
-            num_cpus=int(self.machine.cpus),
-            num_gpus=int(self.machine.gpus),
-            object_store_memory=self.config.cluster.object_store_mb * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        if not ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-            warnings.warn(
-                "Ray was imported before raydiff.runtime.cluster, so its ports are open beyond this machine. Import "
-                "raydiff first, or set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0.",
-                stacklevel=2,
-            )
+        self.cluster = self.known if self.known is not None else self.stack.enter_context(running_ray(self.config))
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        self.shared.clear()
+        for crew in self.crews:
+            crew.close()
+        self.stack.close()
 
     def crew(self, materials: Materials) -> Crew:
-        return RayCrew(materials)
+        """Actors for one learner, each on the node that the plan gives it."""
+        result = attempt(materials.config, self._nodes(), self._taken())
+        # Without room now (nodes have gone, say) Ray itself finds the places as they come free.
+        placement = result if isinstance(result, Placement) else None
+        crew = RayCrew(materials, placement, self.cluster, self.share)
+        self.crews = [*(other for other in self.crews if not other.closed), crew]
+        return crew
+
+    def share(self, value: Any) -> ray.ObjectRef:
+        """The reference of a large object, put into the object store once however many crews use it."""
+        if id(value) not in self.shared:
+            self.shared[id(value)] = (value, ray.put(value))
+        return self.shared[id(value)][1]
+
+    def _nodes(self) -> Cluster:
+        """The nodes of the start, as far as they still live."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return replace(self.cluster, nodes=tuple(node for node in self.cluster.nodes if node.id in alive))
+
+    def _taken(self) -> list[Slot]:
+        crews = [crew.placement for crew in self.crews if crew.actors and crew.placement is not None]
+        taken = [slot for placement in crews for slot in placement.slots]
+        if self.pretraining is not None and self.pretraining.slot is not None:
+            taken.append(self.pretraining.slot)
+        return taken
 
     def wait(self, crews: list[Crew]) -> None:
         """Sleep until a call of any crew has finished, at most a quarter of a second."""
@@ -78,26 +97,41 @@ class RayBackend:
             time.sleep(WAIT_S)
 
     def pretrain(self, config: Config, dataset: Dataset, cache: Path) -> RayPretraining:
-        return RayPretraining(config, dataset, cache, self.note)
+        result = attempt_pretrainer(config, self._nodes(), self._taken())
+        slot = result if isinstance(result, Slot) else None
+        self.pretraining = RayPretraining(config, dataset, cache, self.note, slot, self.cluster)
+        return self.pretraining
 
     def learners_at_once(self, arms: list[Config], pretraining: bool) -> int:
-        return arms_at_once(arms, self.machine, pretraining)
+        slot = self.pretraining.slot if pretraining and self.pretraining is not None else None
+        return arms_at_once(arms, self._nodes(), slot)
 
 
 class RayPretraining:
-    """Pretraining in an actor of its own, watched from here."""
+    """Pretraining in an actor of its own, wherever there is room; the models come back into the cache of this node.
 
-    def __init__(self, config: Config, dataset: Dataset, cache: Path, note: Note) -> None:
-        self.note = note
-        options = {"num_cpus": config.denoiser.cpus, "num_gpus": config.denoiser.gpus}
-        self.actor = _with(PretrainActor, options).remote(config)
+    ``slot`` is None once nothing is held any more: at once, where the cache has the models already.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, cache: Path, note: Note, slot: Slot | None, cluster: Cluster
+    ) -> None:
+        self.config, self.dataset, self.cache, self.note, self.slot = config, dataset, cache, note, slot
+        self.progress: Progress | None = None
+        self.ready = cached_models(config, dataset, cache) is not None
+        if self.ready:
+            self.slot = None
+            return
+        options = actor_options(config.denoiser.cpus, config.denoiser.gpus, slot, cluster)
+        self.actor = with_options(PretrainActor, options).remote(config)
         self.done = self.actor.run.remote(dataset, str(cache))
         self.question = self.actor.progress.remote()
         self.asked = time.monotonic()
-        self.progress: Progress | None = None
 
     def advance(self) -> bool:
         """Look at the progress about once a second; raise ``RunFailed`` if the pretrainer died."""
+        if self.ready:
+            return True
         finished, _ = ray.wait([self.done, self.question], num_returns=2, timeout=0)
         try:
             if self.question in finished and time.monotonic() - self.asked > 1.0:
@@ -107,19 +141,27 @@ class RayPretraining:
                     self.note(latest)
                 self.question, self.asked = self.actor.progress.remote(), time.monotonic()
             if self.done in finished:
-                ray.get(self.done)
+                keep_models(self.config, self.dataset, self.cache, ray.get(self.done))
                 ray.kill(self.actor)
+                self.ready, self.slot = True, None
                 return True
         except ray.exceptions.RayError as error:
-            raise _failure("pretraining failed", error) from None
+            raise failure("pretraining failed", error) from None
         return False
 
 
 class RayCrew:
-    """The actors of one learner."""
+    """The actors of one learner: each on the node that ``placement`` gives it, or where Ray likes."""
 
-    def __init__(self, materials: Materials) -> None:
+    def __init__(
+        self,
+        materials: Materials,
+        placement: Placement | None = None,
+        cluster: Cluster | None = None,
+        share: Callable[[Any], ray.ObjectRef] = ray.put,
+    ) -> None:
         self.materials, self.config = materials, materials.config
+        self.placement, self.cluster, self.share, self.closed = placement, cluster, share, False
         self.actors: dict[str, Any] = {}
         self.starting: dict[ray.ObjectRef, tuple[str, float]] = {}
         self.calls: dict[ray.ObjectRef, tuple[m.Call, float, Any]] = {}
@@ -129,9 +171,9 @@ class RayCrew:
 
     def start(self) -> None:
         """Learner first: the others wait for its first policy."""
-        models = self.materials.models
-        self.real = ray.put(self.materials.real)
-        self.models = ray.put(models) if models is not None else None
+        models, self.closed = self.materials.models, False
+        self.real = self.share(self.materials.real)
+        self.models = self.share(models) if models is not None else None
         self._launch(LEARNER)
 
     def _start_others(self) -> None:
@@ -139,6 +181,9 @@ class RayCrew:
         if self.models is not None:
             names += [f"generator/{i}" for i in range(self.config.generator.count)]
             names += [f"refiner/{i}" for i in range(self.config.refiner.count)]
+        if self.placement is not None:  # in the order of the plan, so that Ray packs the GPUs as the plan does
+            order = [slot.worker for slot in self.placement.slots]
+            names.sort(key=order.index)
         for name in names:
             self._launch(name)
 
@@ -146,15 +191,16 @@ class RayCrew:
         config, role = self.config, name.split("/")[0]
         section = {"evaluator": "evaluation"}.get(role, role)
         settings = getattr(config, section)
-        options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_restarts": 0}
+        slot = self.placement.of(name) if self.placement is not None else None
+        options = actor_options(settings.cpus, settings.gpus, slot, self.cluster)
         if role == "learner":
-            actor = _with(LearnerActor, options).remote(config, self.real, self.materials.learner_id)
+            actor = with_options(LearnerActor, options).remote(config, self.real, self.materials.learner_id)
             self.first_weights, ready = actor.ready.remote()
         elif role == "evaluator":
-            actor = _with(EvaluatorActor, options).remote(config, self.materials.variance)
+            actor = with_options(EvaluatorActor, options).remote(config, self.materials.variance)
             ready = actor.ready.remote()
         else:
-            actor = _with(SamplerActor, options).remote(config, self.models, name, self.materials.learner_id)
+            actor = with_options(SamplerActor, options).remote(config, self.models, name, self.materials.learner_id)
             ready = actor.ready.remote()
         self.actors[name], self.starting[ready] = actor, (name, time.monotonic())
 
@@ -168,8 +214,8 @@ class RayCrew:
             return
         actor, payload = self.actors[command.worker], None
         match command:
-            case m.Train(_, _, updates):
-                payload, ref = actor.train.remote(updates)
+            case m.Train(_, _, updates, front, real_only):
+                payload, ref = actor.train.remote(updates, front, real_only)
             case m.Generate(_, _, shard, count, guided, block):
                 payload, ref = actor.generate.remote(self.weights, self.header, count, shard, block, guided)
             case m.Refine(_, _, shard, parent, block):
@@ -204,18 +250,32 @@ class RayCrew:
         except ray.exceptions.RayError as error:
             return self._lost(name, error)
         if name == LEARNER:
-            pid, self.header = answer
+            answer, self.header = answer
             self.weights = self.first_weights
             self._start_others()
-        else:
-            pid = answer
-        return [Outcome(m.WorkerUp(name), worker=name, facts={"pid": pid})]
+        pid, node_id = answer
+        facts = {"pid": pid, "node": self._node_name(node_id), "node_id": node_id}
+        return [Outcome(m.WorkerUp(name), worker=name, facts=facts)]
+
+    def _node_lives(self, worker: str) -> bool:
+        """False where the node that the plan gave the worker is known to be gone."""
+        slot = self.placement.of(worker) if self.placement is not None else None
+        return slot is None or self.cluster is None or node_alive(self.cluster.node(slot.node).id)
+
+    def _node_name(self, node_id: str) -> str:
+        """The name by Ray's id; the id itself for a node that came after the start."""
+        nodes = self.cluster.nodes if self.cluster is not None else ()
+        return next((node.name for node in nodes if node.id == node_id), node_id)
 
     def _finished(self, ref: ray.ObjectRef) -> list[Outcome]:
         command, _, payload = self.calls[ref]
         try:
             answer = ray.get(ref)
         except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.ObjectLostError) and isinstance(command, m.Ingest | m.Refine | m.Audit):
+                del self.calls[ref]  # the block went with its node; the worker itself is well
+                facts = {"cause": first_cause(error)}
+                return [Outcome(m.BlockLost(command.call), worker=command.worker, facts=facts)]
             return self._lost(command.worker, error)
         del self.calls[ref]
         return [Outcome(self._event(command, answer, payload), self._report(command, answer), command.worker)]
@@ -255,16 +315,17 @@ class RayCrew:
 
     def _lost(self, worker: str, error: Exception) -> list[Outcome]:
         """Forget the worker's calls and start it anew, or give it up."""
-        cause = _first_cause(error)
+        cause = first_cause(error)
         self.causes.setdefault(worker, cause)
         if worker == LEARNER:
-            raise _failure("the learner failed", error)
+            raise failure("the learner failed", error)
         ray.kill(self.actors.pop(worker), no_restart=True)
         for ref in [ref for ref, (command, _, _) in self.calls.items() if command.worker == worker]:
             del self.calls[ref]
         self.starting = {ref: entry for ref, entry in self.starting.items() if entry[0] != worker}
         now = time.monotonic()
-        recent = [at for at in self.deaths[worker] if now - at < RESTART_WINDOW_S] + [now]
+        recent = [at for at in self.deaths[worker] if now - at < RESTART_WINDOW_S]
+        recent += [now] if self._node_lives(worker) else []  # the end of its node is no fault of the worker
         self.deaths[worker] = recent
         if len(recent) > self.config.cluster.max_restarts:
             return [Outcome(m.WorkerGone(worker), worker=worker, facts={"cause": self.causes[worker]})]
@@ -275,32 +336,19 @@ class RayCrew:
         policy, state = ray.get(self.actors[LEARNER].state.remote(), timeout=self.config.cluster.call_timeout_s)
         return policy, {key: torch.from_numpy(value.copy()) for key, value in state.items()}
 
+    def newest_block(self) -> np.ndarray | None:
+        if not self.blocks:
+            return None
+        try:
+            return ray.get(self.blocks[max(self.blocks)], timeout=self.config.cluster.call_timeout_s)
+        except ray.exceptions.RayError:  # it went with its node; the run does without the sample
+            return None
+
     def close(self) -> None:
+        self.closed = True
         for actor in self.actors.values():
             ray.kill(actor, no_restart=True)
         self.actors.clear()
         self.calls.clear()
         self.starting.clear()
         self.blocks.clear()
-
-
-def _with(actor: Any, options: dict[str, Any]) -> Any:
-    """An actor class with resources; Ray adds ``options`` to it, which type checkers cannot know."""
-    return actor.options(**options)
-
-
-def _failure(what: str, error: Exception) -> Exception:
-    """A remote error as one of ours: what the user can mend stays that."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, UserError) else RunFailed(f"{what}: {_first_cause(error)}")
-
-
-def _first_cause(error: Exception) -> str:
-    """The innermost message of a Ray error in one line, without the remote stack."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        return f"{type(cause).__name__}: {cause}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    if "creation task" in lines[0]:  # an exception while the actor was built: Ray quotes it at the end
-        return lines[-1]
-    return f"{type(error).__name__}: {lines[0]}"

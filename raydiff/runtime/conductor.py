@@ -149,9 +149,10 @@ class Conductor:
         return self.blocks
 
     def _room(self, role: str, per_worker: int = 1) -> list[str]:
-        """Workers of the role that may take another call, once for each."""
+        """Workers of the role that may take another call, once for each, those with the fewest in flight first."""
         busy = Counter(call.worker for call in self.in_flight.values())
-        return [name for name in self.workers[role] if name in self.up for _ in range(per_worker - busy[name])]
+        up = [name for name in self.workers[role] if name in self.up]
+        return [name for held in range(per_worker) for name in up if busy[name] <= held]
 
     def next_chunk(self) -> int:
         """Updates of the next learner call: it ends where an evaluation is due, so that curves share their points, and
@@ -183,13 +184,13 @@ class Conductor:
             real_only = self.lag_blocks() or not self.flow.may_sample(self.issued, chunk)
             if real_only and self.config.replay.shortage == "wait":
                 break
-            self.issued += chunk
             if real_only:
                 self.real_only += chunk
             else:
                 self.limiter.sampled += chunk * self.limits.synthetic_per_update
-            command = m.Train(self._call(), LEARNER, chunk, None if real_only else self.flow.front, real_only)
-            commands.append(self._record(command))
+            front = None if real_only else self.flow.front(self.issued)
+            self.issued += chunk
+            commands.append(self._record(m.Train(self._call(), LEARNER, chunk, front, real_only)))
         return commands
 
     def _next_shard(self) -> Shard | None:
@@ -236,14 +237,14 @@ class Conductor:
         return self._record(command)
 
     def _refine(self, worker: str) -> m.Command | None:
-        if not self.flow.warm or self.config.guidance.kind == "none":
+        if not self.flow.may_sample(self.issued, 0) or self.config.guidance.kind == "none":
             return None
         taken = {call.parent for call in self.in_flight.values() if isinstance(call, m.Refine)}
         # Brought to a policy that is too old itself, a stale block would only come back as stale.
         timely = not self._too_old(self.update)
         parent = next((block for block in self.stale if timely and block not in taken), None)
         if parent is None:
-            entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag, self.flow.front)
+            entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag, self.flow.front(self.issued))
             if entry is None:
                 return None
             entry.refining, parent = True, entry.provenance.block
@@ -335,14 +336,14 @@ class Conductor:
         assert isinstance(command, m.Ingest)
         self.leaving.pop(command.call, None)
         shard, transitions = self.arrivals.pop(command.call)
-        front = self.flow.front
+        back = self.flow.back
         if command.block in self.catalogue.entries:
             self.catalogue.entries[command.block].landed = True
             self.to_audit = command.block
         if shard is not None:
             self.flow.landed(shard, transitions)
-            if self.flow.front != front:  # a dataset is whole: what comes next goes into the other half
-                self.catalogue.cursor = self.flow.back or 0
+            if self.flow.back is not None and self.flow.back != back:  # a dataset is whole: on with the other half
+                self.catalogue.cursor = self.flow.back
 
     def _block_lost(self, command: m.Call) -> list[m.Command]:
         """A block has gone with its node: it is made again, and until then the learner keeps what it has."""
@@ -351,7 +352,9 @@ class Conductor:
         commands: list[m.Command] = []
         if isinstance(command, m.Ingest):
             shard, _ = self.arrivals.pop(command.call)
-            self.catalogue.withdraw(command.block, self.leaving.pop(command.call, None))
+            replaced = self.leaving.pop(command.call, None)
+            self._stays(command.block, replaced)
+            self.catalogue.withdraw(command.block, replaced)
             commands.append(m.Forget(command.block))
         elif isinstance(command, m.Refine) and command.parent in self.stale:
             _, shard = self.stale.pop(command.parent)
@@ -361,6 +364,14 @@ class Conductor:
             self.flow.lost(shard)
             self.reissue.append(shard)
         return commands
+
+    def _stays(self, block: int, replaced: Entry | None) -> None:
+        """A later block that is to drive out the lost one drives out what that one was to replace."""
+        for call, entry in list(self.leaving.items()):
+            if entry.provenance.block == block:
+                del self.leaving[call]
+                if replaced is not None:
+                    self.leaving[call] = replaced
 
     def _lose(self, worker: str) -> None:
         self.up.discard(worker)

@@ -9,10 +9,12 @@ A flow counts shards from their issue on: ``issued``, then ``landed`` or ``lost`
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Protocol
 
 from raydiff.config import Config
+from raydiff.errors import UserError
 from raydiff.runtime.plan import FlowLimits
 
 
@@ -34,12 +36,11 @@ class Flow(Protocol):
         """Whether the learner has the synthetic data that it starts with."""
 
     @property
-    def front(self) -> tuple[int, int] | None:
-        """Slots that the learner samples: first, one past the last. None: all of the table."""
-
-    @property
     def back(self) -> int | None:
         """The slot that the dataset in the making starts at; None where there is none."""
+
+    def front(self, issued: int) -> tuple[int, int] | None:
+        """Slots that the updates after ``issued`` ones sample: first, one past the last. None: all of the table."""
 
     def next_shard(self, update: int) -> tuple[int, bool] | None:
         """Trajectories of the next shard and whether it is of the first data; None while none may be issued."""
@@ -62,7 +63,7 @@ class Flow(Protocol):
 
 
 def make_flow(config: Config, limits: FlowLimits) -> Flow:
-    """The flow of the configured schedule."""
+    """The flow of the configured schedule. Raises ``UserError`` where no generated data could ever be used."""
     if config.schedule.kind == "continuous" or not limits.slots:
         return Continuous(config, limits)
     return Datasets(config, limits)
@@ -71,7 +72,6 @@ def make_flow(config: Config, limits: FlowLimits) -> Flow:
 class Continuous:
     """A warm-up, then inserts as fast as samples per insert allows."""
 
-    front: tuple[int, int] | None = None
     back: int | None = None
 
     def __init__(self, config: Config, limits: FlowLimits) -> None:
@@ -79,10 +79,29 @@ class Continuous:
         self.warmup, self.batch = config.replay.warmup, config.generator.batch
         self.rows = config.denoiser.length - 1
         self.warm_issued = self.warm_landed = 0
+        self._check_lag(config)
+
+    @staticmethod
+    def _check_lag(config: Config) -> None:
+        """A learner that goes on while data are made leaves them behind by what it has in flight and the next call."""
+        learner, max_lag = config.learner, config.replay.max_lag
+        least = (learner.in_flight + 1) * learner.chunk
+        if config.replay.shortage == "wait" or config.guidance.kind == "none" or not config.generator.count:
+            return
+        if max_lag is not None and max_lag < least:
+            raise UserError(
+                f"replay.max_lag={max_lag} with replay.shortage=real: the learner goes on while data are generated, so "
+                f"they are at least {least} updates old (learner.chunk={learner.chunk}, {learner.in_flight} calls in "
+                "flight, and the next) when they can first be used, and all would be thrown away. Raise replay.max_lag "
+                "well above that, lower learner.chunk or learner.in_flight, or use replay.shortage=wait."
+            )
 
     @property
     def warm(self) -> bool:
         return not self.limits.synthetic_per_update or self.warm_landed >= self.warmup
+
+    def front(self, issued: int) -> tuple[int, int] | None:
+        return None
 
     def next_shard(self, update: int) -> tuple[int, bool] | None:
         first = self.warm_issued < self.warmup
@@ -126,15 +145,21 @@ class Continuous:
 
 
 class Datasets:
-    """``epochs`` datasets of ``size`` trajectories. The one numbered ``e`` is trained on from update
-    ``begins(e)`` on; its generation opens at ``opens(e)``, before that by the share ``overlap`` of an epoch."""
+    """``epochs`` datasets of ``size`` trajectories. The one numbered ``e`` is what updates ``begins[e]`` to
+    ``begins[e + 1]`` are trained on; its generation opens before that by the share ``overlap`` of an epoch."""
 
     def __init__(self, config: Config, limits: FlowLimits) -> None:
         self.limiter, self.slots = limits.limiter, limits.slots
         self.batch, self.size = config.generator.batch, config.replay.generation
-        self.updates, self.overlap = config.learner.updates, config.schedule.overlap
         self.epochs = config.schedule.epochs if config.schedule.kind == "periodic" else 1
         self.rows = config.denoiser.length - 1
+        updates, overlap = config.learner.updates, config.schedule.overlap
+        self.begins = [round(e * updates / self.epochs) for e in range(self.epochs + 1)]
+        self.opens = [0] + [
+            begins - round(overlap * (begins - before))
+            for before, begins in zip(self.begins, self.begins[1:-1], strict=False)
+        ]
+        self.stops = sorted({*self.begins, *self.opens})
         self.making, self.made, self.arrived = 0, 0, 0  # number of the dataset in the making; issued, landed of it
 
     @property
@@ -142,12 +167,15 @@ class Datasets:
         return self.making > 0
 
     @property
-    def front(self) -> tuple[int, int] | None:
-        return self._half(self.making - 1)
-
-    @property
     def back(self) -> int | None:
         return self._half(self.making)[0]
+
+    def front(self, issued: int) -> tuple[int, int] | None:
+        return self._half(self.due(issued))
+
+    def due(self, issued: int) -> int:
+        """The dataset that the update after ``issued`` ones belongs to."""
+        return min(bisect_right(self.begins, issued) - 1, self.epochs - 1)
 
     def _half(self, dataset: int) -> tuple[int, int]:
         if self.epochs == 1:
@@ -155,15 +183,8 @@ class Datasets:
         half = self.slots // 2
         return (0, half) if dataset % 2 == 0 else (half, 2 * half)
 
-    def begins(self, dataset: int) -> int:
-        return round(dataset * self.updates / self.epochs)
-
-    def opens(self, dataset: int) -> int:
-        begins = self.begins(dataset)
-        return begins - round(self.overlap * (begins - self.begins(dataset - 1))) if dataset else 0
-
     def next_shard(self, update: int) -> tuple[int, bool] | None:
-        if self.making >= self.epochs or update < self.opens(self.making) or self.made >= self.size:
+        if self.making >= self.epochs or update < self.opens[self.making] or self.made >= self.size:
             return None
         return min(self.batch, self.size - self.made), self.making == 0
 
@@ -183,11 +204,11 @@ class Datasets:
             self.making, self.made, self.arrived = self.making + 1, 0, 0
 
     def may_sample(self, issued: int, updates: int) -> bool:
-        return self.warm and issued + updates <= self.begins(self.making)
+        return self.due(issued) < self.making
 
     def until_stop(self, issued: int) -> int | None:
-        stops = [point for e in range(self.epochs + 1) for point in (self.opens(e), self.begins(e))]
-        return min((point - issued for point in stops if point > issued), default=None)
+        after = bisect_right(self.stops, issued)
+        return self.stops[after] - issued if after < len(self.stops) else None
 
     def why_not_warm(self) -> str:
         return f"the first dataset has {self.arrived} of {self.size} trajectories"

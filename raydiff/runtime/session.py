@@ -14,25 +14,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from raydiff.checkpoint import save_learner
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
-from raydiff.data.source import cache_folder, check_cache, load_dataset
+from raydiff.data.source import cache_folder, check_cache, load_dataset, resolve
+from raydiff.data.windows import make_windows
 from raydiff.metrics import MetricsWriter
 from raydiff.presets import derive
 from raydiff.replay.provenance import write_provenance
+from raydiff.replay.samples import MOST, write_samples
 from raydiff.report import write_report
 from raydiff.roles.models import Models
-from raydiff.roles.pretrainer import check_models, prepare_models
+from raydiff.roles.pretrainer import cached_models, check_models
 from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Crew, Materials, Progress
-from raydiff.runtime.plan import check_blocks, check_hardware, check_placement, this_machine, usable_gpus
+from raydiff.runtime.placement import Cluster
+from raydiff.runtime.plan import check_blocks
 from raydiff.runtime.recorder import Recorder
+from raydiff.runtime.refusal import place
 from raydiff.runtime.running import Running
+from raydiff.runtime.venue import venue
 from raydiff.status import Status, StatusBoard
 from raydiff.summary import write_summary
-from raydiff.types import Transitions
+from raydiff.types import Trajectories, Transitions
 
 RuntimeName = Literal["ray", "local"]
 
@@ -99,12 +106,17 @@ class Session:
         save_learner(self.folder / "checkpoints", arm, policy, state)
         if running.recorder.provenance:
             write_provenance(self.folder / "replay" / f"{arm}.parquet", running.recorder.provenance)
+        rows = running.crew.newest_block()
+        if rows is not None:
+            data = Trajectories(rows, self.dataset.observation_size, self.dataset.action_size)
+            write_samples(self.folder / "replay" / f"{arm}_sample.npz", data)
         self.summaries[arm] = {
             "updates": conductor.update,
             "trajectories_generated": conductor.generated,
             "trajectories_refined": conductor.refined,
+            "updates_on_real_data_alone": conductor.real_only if conductor.limits.slots else conductor.update,
             "samples_per_insert": {
-                "target": conductor.limiter.samples_per_insert if conductor.limits.slots else None,
+                "target": conductor.target_ratio,
                 "achieved": conductor.limiter.achieved,
             },
             "discards": dict(conductor.discards),
@@ -155,26 +167,42 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
     ``RunFailed`` where a run cannot go on.
     """
     begun = time.monotonic()
-    main = main_arm(config)
-    arms = {name: derive(config, values, f"arms.{name}") for name, values in config.arms.items() if name != main}
+    config = resolve(config)
+    arms = {
+        name: derive(config, values, f"arms.{name}") for name, values in config.arms.items() if name != main_arm(config)
+    }
     for arm in (config, *arms.values()):
         Conductor(arm, "check")  # refuses limits that would stall
-        check_hardware(arm, usable_gpus())
-        if runtime == "ray":
-            check_placement(arm, this_machine(arm))
+    with venue(runtime, [config, *arms.values()], board.message) as cluster:
+        return _train(config, arms, runtime, cluster, on_existing, board, begun)
+
+
+def _train(
+    config: Config,
+    arms: dict[str, Config],
+    runtime: RuntimeName,
+    cluster: Cluster | None,
+    on_existing: OnExisting,
+    board: StatusBoard,
+    begun: float,
+) -> Path:
+    main = main_arm(config)
     check_run_folder(config, on_existing)
     dataset = _load(config, board)
-    if any(arm.generator.count for arm in (config, *arms.values())):
+    generating = any(arm.generator.count for arm in (config, *arms.values()))
+    if generating:
         check_models(config, dataset)
         check_cache(config.data)
-    if runtime == "ray":
+    if cluster is not None:
         for arm in (config, *arms.values()):
-            check_blocks(arm, dataset.observation_size + dataset.action_size + 2)
+            check_blocks(arm, dataset.observation_size + dataset.action_size + 2, cluster, place(arm, cluster))
     folder = create_run_folder(config, on_existing)
     with ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(folder))
         seconds = {"data": time.monotonic() - begun}
-        backend = stack.enter_context(_backend(runtime, config, writer, board))
+        if generating:
+            _write_real_samples(folder, config, dataset)
+        backend = stack.enter_context(_backend(cluster, config, writer, board))
         session = Session(config, dataset, backend, writer, board, folder, seconds=seconds)
         _run_phases(session, main, arms)
     session.seconds["total"] = time.monotonic() - begun
@@ -190,7 +218,8 @@ def _run_phases(session: Session, main: str, arms: dict[str, Config]) -> None:
     needed = bool(config.generator.count or late)
     with session.phase("pretraining and real-only arms"):
         session.run_all(early, session.backend.pretrain(config, session.dataset, cache) if needed else None)
-        session.models = prepare_models(config, session.dataset, cache) if needed else None
+        if needed:  # in the cache by now; a node of a cluster may lack the device that they were trained on
+            session.models = cached_models(config, session.dataset, cache)
     with session.phase("main run"):
         session.run_all([(main, config)])
     for arm in late:
@@ -198,30 +227,44 @@ def _run_phases(session: Session, main: str, arms: dict[str, Config]) -> None:
             session.run_all([arm])
 
 
+def _write_real_samples(folder: Path, config: Config, dataset: Dataset) -> None:
+    """Windows of the real data, to look at beside the synthetic ones."""
+    section = config.denoiser
+    windows = make_windows(dataset, section.length, section.stride, section.holdout, section.seed)
+    chosen = windows.train[np.linspace(0, len(windows.train) - 1, min(MOST, len(windows.train))).astype(np.int64)]
+    data = Trajectories(windows.gather(chosen), dataset.observation_size, dataset.action_size)
+    write_samples(folder / "replay" / "real_sample.npz", data)
+
+
 def _load(config: Config, board: StatusBoard) -> Dataset:
-    def progress(done: int, total: int) -> None:
-        board.update([Status(phase=f"collecting: {done:,} of {total:,} transitions", arm="data")])
+    def progress(what: str, done: int, total: int) -> None:
+        board.update([Status(phase=f"{what} {done:,} of {total:,}", arm="data")])
 
-    return load_dataset(config.data, progress)
+    dataset = load_dataset(config.data, progress)
+    if dataset.environment and dataset.environment != config.data.environment:
+        board.message(
+            f"The data come from {dataset.environment}, and policies are scored in {config.data.environment}."
+        )
+    return dataset
 
 
-def _backend(runtime: RuntimeName, config: Config, writer: MetricsWriter, board: StatusBoard) -> Any:
-    """The runtime by name; Ray is imported only when it is used."""
+def _backend(cluster: Cluster | None, config: Config, writer: MetricsWriter, board: StatusBoard) -> Any:
+    """The runtime for the cluster, or for none; Ray is imported only when it is used."""
 
     def note(progress: Progress) -> None:
         what, step, steps, loss, holdout = progress
         record = {"kind": "pretrain", "model": what, "step": step, "steps": steps, "loss": loss}
         writer.write({**record, "holdout_loss": holdout, "time": {"at": time.time()}})
-        if runtime == "local":  # nobody else looks while this process trains
+        if cluster is None:  # nobody else looks while this process trains
             board.update([_pretraining_status(progress)])
 
-    if runtime == "local":
+    if cluster is None:
         from raydiff.runtime.local import LocalBackend
 
         return LocalBackend(config, note)
     from raydiff.runtime.cluster import RayBackend
 
-    return RayBackend(config, note)
+    return RayBackend(config, note, None if cluster.started_here else cluster)
 
 
 def _pretraining_status(progress: Progress) -> Status:

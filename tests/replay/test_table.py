@@ -24,8 +24,8 @@ def constant(count: int, value: float) -> Transitions:
     )
 
 
-def draw(table: Table, count: int = 4_000) -> tuple[torch.Tensor, torch.Tensor]:
-    return table.gather(count, torch.Generator().manual_seed(0))
+def draw(table: Table, count: int = 4_000, slots: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    return table.gather(count, torch.Generator().manual_seed(0), slots)
 
 
 def contents(table: Table) -> dict[float, int]:
@@ -104,6 +104,53 @@ def test_too_many_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="5 transitions do not fit a slot of 4"):
         table.write(0, constant(5, 2.0), policy_version=2)
     assert contents(table) == {1.0: 1}
+
+
+@pytest.mark.parametrize("counts", [(4, 0, 2, 0, 3), (0, 0, 1, 4, 0), (4, 4, 4, 4, 4)])
+def test_a_range_of_slots_is_drawn_from_alone(counts: tuple[int, ...]) -> None:
+    table = Table(len(counts), 4, S, A)
+    for slot, count in enumerate(counts):
+        table.write(slot, constant(count, float(slot)), policy_version=slot)
+    for first in range(len(counts)):
+        for last in range(first + 1, len(counts) + 1):
+            filled = {slot for slot in range(first, last) if counts[slot]}
+            if filled:
+                records, versions = draw(table, 500, (first, last))
+                assert set(versions.tolist()) == filled
+                assert bool((records == versions[:, None]).all())
+            else:
+                with pytest.raises(ValueError, match="empty"):
+                    draw(table, 1, (first, last))
+
+
+def test_the_other_half_may_be_written_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every point where the lock is free, the range drawn from holds its own rows and no others."""
+    monkeypatch.setattr(table_module, "SLICE_ROWS", 2)
+    table = Table(4, 6, S, A)
+    for slot, count in enumerate((6, 2, 5, 6)):
+        table.write(slot, constant(count, float(slot)), policy_version=slot)
+    lock, found = table._lock, []
+
+    class Watching:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if not inside:
+                inside.append(True)
+                found.append({half: set(draw(table, 300, half)[1].tolist()) for half in ((0, 2), (2, 4))})
+                inside.clear()
+
+    inside: list[bool] = []
+    table._lock = Watching()
+    table.write(1, constant(5, 9.0), policy_version=9)
+    assert [seen[2, 4] for seen in found] == [{2, 3}] * len(found)
+    assert [seen[0, 2] for seen in found] == [{0, 9}] * len(found)
+    assert len(found) == 4
+    found.clear()
+    table.write(0, constant(3, 8.0), policy_version=8)
+    assert [seen[0, 2] for seen in found] == [{0, 8, 9}, {0, 8, 9}, {8, 9}]
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -36,6 +36,7 @@ class Habits:
     pace: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 1.0))
     losses: int = 0
     gone: int = 0
+    blocks_lost: int = 0
     partial: float = 0.0
     empty: float = 0.0
 
@@ -55,7 +56,8 @@ class World:
         self.version_at: dict[int, int] = {}
         self.todo: dict[type, deque[m.Call]] = {m.Train: deque(), m.Ingest: deque()}
         self.done: dict[type, deque[m.Event]] = {m.Train: deque(), m.Ingest: deque()}
-        self.losses, self.goners = habits.losses, habits.gone
+        self.losses, self.goners, self.blocks_lost = habits.losses, habits.gone, habits.blocks_lost
+        self.unreadable: set[int] = set()
         self.orphans: list[m.Call] = []  # lost with their worker, and yet answered
         # learner: updates asked for, done, heard of; slot -> policy version, in its table and as heard of
         self.issued = self.executed = self.newest = 0
@@ -66,11 +68,12 @@ class World:
         self.numbers: set[int] = set()
         self.inserting: set[int] = set()
         self.ingests: dict[int, int] = {}
-        self.inserted = self.sampled = 0
+        self.inserted = self.sampled = self.real_only = 0
         # shards: lost and not yet made again; of the warm-up, all and those under way or landed; all ever
         self.lost: set[int] = set()
         self.warm_shards: set[int] = set()
         self.warm_out: set[int] = set()
+        self.shard_of: dict[int, int] = {}  # of blocks that have not landed yet
         self.used: set[int] = set()
         self.evaluations: list[bool] = []
         self.events = 0
@@ -144,20 +147,32 @@ class World:
     def execute(self, kind: type) -> None:
         call = self.todo[kind].popleft()
         if isinstance(call, m.Ingest):
+            if self.lose_block(call.block):
+                self.done[kind].append(m.BlockLost(call.call))
+                return
             self.table[call.slot] = call.policy_version
             self.done[kind].append(m.Ingested(call.call))
             return
         assert isinstance(call, m.Train)
-        assert self.table or not self.config.generator.count, "an update with an empty table"
-        if self.max_lag is not None and self.table:
+        assert self.table or call.real_only or not self.config.generator.count, "an update with an empty table"
+        if self.max_lag is not None and self.table and not call.real_only:
             lag = self.executed + call.updates - 1 - min(self.table.values())
             assert lag <= self.max_lag, f"a row {lag} updates old may be sampled (max_lag={self.max_lag})"
         self.executed += call.updates
         self.done[kind].append(m.Trained(call.call, self.executed))
 
+    def lose_block(self, block: int) -> bool:
+        """Whether a block has gone with its node by the time that somebody reads it."""
+        if block not in self.unreadable and self.blocks_lost and self.random.random() < 0.2:
+            self.blocks_lost -= 1
+            self.unreadable.add(block)
+        return block in self.unreadable
+
     def complete(self, call: m.Call) -> m.Event:
         if isinstance(call, m.Evaluate):
             return m.Evaluated(call.call)
+        if isinstance(call, m.Refine | m.Audit) and self.lose_block(getattr(call, "parent", call.block)):
+            return m.BlockLost(call.call)
         if isinstance(call, m.Audit):
             return m.Audited(call.call)
         assert isinstance(call, m.Generate | m.Refine)
@@ -182,6 +197,8 @@ class World:
                 self.produced(call, event.report)
             elif isinstance(event, m.Ingested):
                 self.ingested(call)
+            elif isinstance(event, m.BlockLost):
+                self.block_lost(call)
             elif isinstance(event, m.Trained):
                 self.newest = event.update
             elif isinstance(call, m.Evaluate):
@@ -193,16 +210,28 @@ class World:
 
     def produced(self, call: m.Call, report: BlockReport) -> None:
         self.store[report.provenance.block] = report
-        if isinstance(call, m.Refine):
-            if call.parent in self.inserting and call.parent in self.conductor.stale:
+        if isinstance(call, m.Generate):
+            self.shard_of[call.block] = call.shard
+        elif call.parent in self.conductor.stale:  # what comes back stands for what was too old
+            self.shard_of[call.block] = self.shard_of.pop(call.parent)
+            if call.parent in self.inserting:
                 self.inserting.remove(call.parent)
                 self.inserting.add(call.block)
-        elif not report.transitions:
-            self.warm_out.discard(call.shard)
+
+    def block_lost(self, call: m.Call) -> None:
+        """What the block was to bring must be made again, unless it was in the table before."""
+        block = call.parent if isinstance(call, m.Refine) else call.block
+        if isinstance(call, m.Ingest):
+            del self.ingests[block]
+        if block in self.shard_of and not isinstance(call, m.Audit):
+            self.inserting.discard(block)
+            self.warm_out.discard(self.shard_of[block])
+            self.lost.add(self.shard_of.pop(block))
 
     def ingested(self, call: m.Ingest) -> None:
         self.heard[call.slot] = call.policy_version
         transitions = self.ingests.pop(call.block)
+        self.shard_of.pop(call.block, None)
         if call.block in self.inserting:
             self.inserting.remove(call.block)
             self.inserted += transitions
@@ -217,10 +246,11 @@ class World:
 
     def take(self, command: m.Command) -> None:
         if isinstance(command, m.Forget):
-            assert command.block in self.store, f"{command} names a block that is not there"
-            del self.store[command.block]
+            assert command.block in self.store or self.unreadable, f"{command} names a block that is not there"
+            self.store.pop(command.block, None)
             if command.block not in self.ingests:
                 self.inserting.discard(command.block)
+                self.warm_out.discard(self.shard_of.pop(command.block, -1))
             return
         assert command.worker in self.up, f"{command} for a worker that is not up"
         getattr(self, type(command).__name__.lower())(command)
@@ -228,9 +258,22 @@ class World:
         self.version_at[command.call] = self.newest
 
     def train(self, call: m.Train) -> None:
+        needed = call.updates * (SYNTHETIC if self.config.generator.count else 0)
+        if call.real_only:
+            assert self.config.replay.shortage == "real"
+            assert self.shortage(call.updates, needed), "real data alone, where synthetic ones are at hand"
+            self.real_only += call.updates
+        else:
+            self.sampled += needed
         self.issued += call.updates
-        self.sampled += call.updates * (SYNTHETIC if self.config.generator.count else 0)
         self.todo[m.Train].append(call)
+
+    def shortage(self, updates: int, needed: int) -> bool:
+        """Whether the next updates may not take synthetic data: too few as yet, or too old."""
+        versions = [*self.heard.values(), *(c.policy_version for c in self.pending.values() if isinstance(c, m.Ingest))]
+        old = self.max_lag is not None and versions and self.issued + updates - min(versions) > self.max_lag
+        behind = self.config.replay.behind * ROWS * self.config.replay.samples_per_insert
+        return bool(old) or not self.conductor.flow.warm or needed > self.lead + behind
 
     def ingest(self, call: m.Ingest) -> None:
         report = self.store[call.block]
@@ -263,7 +306,7 @@ class World:
         if self.lead + len(self.inserting) * ROWS * replay.samples_per_insert < ahead:
             return
         assert self.max_lag is not None, "an insert beyond the ratio"
-        assert not any(isinstance(other, m.Train) for other in self.pending.values())
+        assert not any(isinstance(other, m.Train) and not other.real_only for other in self.pending.values())
         # Of what is heard to be in the table or is on its way there, the last of each slot.
         latest = dict(self.heard)
         latest |= {o.slot: o.policy_version for o in self.pending.values() if isinstance(o, m.Ingest)}
@@ -301,7 +344,9 @@ class World:
             assert self.lead + on_its_way <= (replay.ahead + 1) * block_samples + 1e-6
         assert (limiter.inserted, limiter.sampled) == (self.inserted, self.sampled)
         assert limiter.inserting == len(self.inserting) * ROWS
-        assert set(self.store) == {*conductor.catalogue.entries, *conductor.stale}, (
+        named = {*conductor.catalogue.entries, *conductor.stale}
+        # A block that replaced another and was lost itself leaves that one in the table, but not in the store.
+        assert set(self.store) == named or (self.unreadable and set(self.store) < named), (
             "a block is kept and never named again"
         )
         busy = Counter((call.worker, type(call)) for call in self.pending.values())
@@ -316,6 +361,11 @@ class World:
         if self.lost and self.newest < self.config.learner.updates:
             free = [w for w in self.up if w.startswith("generator") and total[w] < self.config.generator.in_flight]
             assert not free, f"{free} may make the lost shards {self.lost} and do not"
+        if conductor.lag_blocks() and replay.shortage == "real" and self.newest < self.config.learner.updates:
+            makers = [w for w in self.up if w.startswith("generator")]
+            learning = any(isinstance(call, m.Train) and not call.real_only for call in self.pending.values())
+            idle = not any(isinstance(call, m.Generate | m.Refine | m.Ingest) for call in self.pending.values())
+            assert not (makers and idle and not learning), "nobody renews what is too old"
 
     def check_end(self) -> None:
         assert self.issued == self.executed == self.newest == self.config.learner.updates
@@ -346,12 +396,14 @@ def configs(draw: st.DrawFn) -> Config:
         return draw(st.sampled_from(values))
 
     chunk, lifetime, generation = whole(1, 8), whole(1, 3), whole(1, 16)
+    in_flight, shortage = whole(1, 3), one_of("wait", "wait", "real")
+    least = chunk if shortage == "wait" else (in_flight + 1) * chunk
     slots = max(1, lifetime * generation // BATCH)
     return make_config(
         generator={"count": whole(0, 4), "in_flight": whole(1, 3), "refine_when_idle": one_of(True, False)},
         refiner={"count": whole(0, 3), "min_lag": whole(1, 20)},
         guidance={"kind": one_of("policy", "policy", "policy", "none")},
-        learner={"chunk": chunk, "in_flight": whole(1, 3), "updates": whole(1, 60)},
+        learner={"chunk": chunk, "in_flight": in_flight, "updates": whole(1, 60)},
         replay={
             "samples_per_insert": one_of(0.3, 1.0, 2.0, 7.5),
             "ahead": one_of(0.1, 0.5, 1.0, 2.5),
@@ -360,7 +412,8 @@ def configs(draw: st.DrawFn) -> Config:
             "generation": generation,
             "warmup": whole(1, slots * BATCH),
             "warmup_guidance": one_of(True, False),
-            "max_lag": one_of(None, chunk, chunk, chunk + 1, 2 * chunk, 5 * chunk),
+            "max_lag": one_of(None, least, least, least + 1, 2 * least, 5 * least),
+            "shortage": shortage,
         },
         evaluation={"count": whole(1, 2), "every": whole(1, 30), "audit": one_of(0, 8)},
     )
@@ -373,6 +426,7 @@ def habits(draw: st.DrawFn) -> Habits:
         pace={role: draw(st.sampled_from([0.02, 0.3, 1.0, 5.0])) for role in ROLES},
         losses=draw(st.sampled_from([0, 0, 3, 20])),
         gone=draw(st.integers(0, 3)),
+        blocks_lost=draw(st.sampled_from([0, 0, 10])),
         partial=draw(st.sampled_from([0.0, 0.5])),
         empty=draw(st.sampled_from([0.0, 0.0, 0.2])),
     )

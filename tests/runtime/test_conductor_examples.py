@@ -297,3 +297,33 @@ def test_block_whose_refresh_came_back_empty_is_kept_and_refreshed_again() -> No
     again = only(m.Refine, commands)
     assert again.parent == refine.parent
     assert again.shard > refine.shard
+
+
+def test_calls_ahead_are_shared_evenly() -> None:
+    """Two calls ahead for each of three generators: the third shard does not queue up behind the first."""
+    conductor = make(generator={"count": 3, "in_flight": 2}, replay={"warmup": 16})
+    for name in ("generator/0", "generator/1", "generator/2"):
+        conductor.up.add(name)
+    workers = [command.worker for command in conductor.on(m.WorkerUp(LEARNER)) if isinstance(command, m.Generate)]
+    assert workers == ["generator/0", "generator/1", "generator/2", "generator/0"]
+
+
+def test_real_data_stand_in_until_what_is_too_old_is_renewed() -> None:
+    """A table of one block, which the learner outruns: it goes on without it, and one generator renews it."""
+    conductor = make(
+        replay={"lifetime": 1, "max_lag": 4, "shortage": "real", "samples_per_insert": 4.0, "warmup": 4, "ahead": 0.5}
+    )
+    generate = only(m.Generate, start(conductor))
+    train = next(c for c in (call for call in conductor.in_flight.values()) if isinstance(c, m.Train))
+    assert train.real_only  # nothing has landed yet
+    landing = only(m.Ingest, conductor.on(made(generate)))
+    assert kinds(conductor.on(m.Ingested(landing.call))) == []
+    seen, update = [], 0
+    for _ in range(4):
+        update += 2
+        commands = conductor.on(m.Trained(train.call, update))
+        train = only(m.Train, commands)
+        seen.append((train.real_only, kinds(commands).count("Generate")))
+    # Update 4 is the last that a block of version 0 may serve; then a new one is asked for, once.
+    assert seen == [(False, 0), (True, 1), (True, 0), (True, 0)]
+    assert conductor.real_only == 8

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,19 +9,11 @@ from raydiff.config import Config
 from raydiff.errors import UserError
 from raydiff.presets import derive, load_config
 from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
-from raydiff.runtime.plan import (
-    Machine,
-    arms_at_once,
-    check_blocks,
-    check_placement,
-    demands,
-    flow_limits,
-    this_machine,
-    usable_cpus,
-    usable_gpus,
-)
+from raydiff.runtime.placement import Cluster, Node
+from raydiff.runtime.plan import check_blocks, check_hardware, flow_limits, retained_blocks
+from raydiff.runtime.refusal import check_placement, place
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 COLUMNS = 25  # HalfCheetah: 17 + 6 + 2
 
 
@@ -76,71 +68,46 @@ def test_max_lag_of_one_chunk_and_warmup_of_the_whole_table_are_accepted() -> No
     assert flow_limits(config("replay.max_lag=50", "replay.warmup=10240")).slots == 20
 
 
-def test_demands_in_the_order_of_the_start() -> None:
-    rows = demands(config("generator.count=3", "refiner.count=2"))
-    assert [(row.role, row.count) for row in rows] == [
-        ("learner", 1), ("evaluation", 1), ("generator", 3), ("refiner", 2),
-    ]  # fmt: skip
-    assert [row.role for row in demands(config("generator.count=0", "refiner.count=2"))] == ["learner", "evaluation"]
-    assert [row.role for row in demands(config("refiner.count=0"))] == ["learner", "evaluation", "generator"]
+def machine(given: Config, cpus: float = 2.0) -> Cluster:
+    node = Node("this machine", cpus, (), float(given.cluster.object_store_mb))
+    return Cluster((node,), node.name, started_here=True)
 
 
-@pytest.mark.parametrize(("overrides", "machine", "parts"), [
-    (["generator.cpus=1", "generator.count=2"], Machine(2, 0),
-     ["generator 2/2 needs 1 CPU, and 0 of 2 are left", "generator.cpus", "generator.count=1", "cluster.cpus"]),
-    (["learner.cpus=4"], Machine(2, 0), ["learner 1/1 needs 4 CPU, and 2 of 2 are left", "learner.cpus"]),
-    (["refiner.count=9"], Machine(3, 0), ["refiner 7/9 needs 0.25 CPU, and 0 of 3 are left", "refiner.count=6"]),
-    (["learner.gpus=1", "generator.gpus=0.5"], Machine(8, 1),
-     ["generator 1/2 needs 0.5 GPU, and 0 of 1 are left", "generator.gpus", "cluster.gpus"]),
-    (["learner.gpus=0.5"], Machine(8, 0), ["learner 1/1 needs 0.5 GPU, and 0 of 0 are left"]),
-    (["denoiser.cpus=16"], Machine(8, 0), ["pretrainer", "needs 16 CPU", "8 in all", "denoiser.cpus"]),
-    (["denoiser.gpus=2"], Machine(8, 1), ["pretrainer", "needs 2 GPU", "1 in all", "denoiser.gpus"]),
-])  # fmt: skip
-def test_roles_that_do_not_fit_are_refused_by_name(overrides: list[str], machine: Machine, parts: list[str]) -> None:
-    text = refusal(check_placement, config(*overrides), machine)
-    for part in parts:
-        assert part in text, text
-
-
-def test_roles_that_just_fit_are_accepted() -> None:
-    check_placement(config("generator.count=3", "refiner.count=1", "generator.cpus=0.25"), Machine(2, 0))
-    check_placement(
-        config("generator.count=10", "generator.cpus=0.1", "refiner.count=0"), Machine(2, 0)
-    )  # sums of tenths
-    check_placement(
-        config("generator.count=0", "denoiser.cpus=64", "denoiser.gpus=1"), Machine(1, 0)
-    )  # no model needed
-
-
-@pytest.mark.parametrize("role", ["learner", "generator", "refiner", "denoiser"])
-def test_gpu_device_without_a_share_is_refused(role: str) -> None:
-    text = refusal(check_placement, config(f"{role}.device=cuda:0"), Machine(8, 1))
-    assert f"{role}.device=cuda:0 but {role}.gpus=0" in text
-    check_placement(config(f"{role}.device=cuda", f"{role}.gpus=0.25"), Machine(8, 1))
-
-
-def test_this_machine_is_counted_as_the_configuration_wants() -> None:
-    assert usable_cpus() == len(os.sched_getaffinity(0))
-    assert this_machine(config()) == Machine(usable_cpus(), usable_gpus())
-    assert this_machine(config("cluster.cpus=64", "cluster.gpus=3")) == Machine(64, 3)
+def blocks(given: Config, on: Cluster | None = None) -> None:
+    on = on or machine(given)
+    check_blocks(given, COLUMNS, on, place(given, on))
 
 
 def test_blocks_that_ray_would_inline_are_refused_and_the_least_batch_is_named() -> None:
-    text = refusal(check_blocks, config("generator.batch=64"), COLUMNS)
+    text = refusal(blocks, config("generator.batch=64"))
     assert "generator.batch=64 makes blocks of 19 KB" in text
     least = int(text.split("at least ")[1].split(",")[0])
     assert block_bytes(least, 3, COLUMNS) > RAY_INLINE_BYTES >= block_bytes(least - 1, 3, COLUMNS)
-    check_blocks(config(f"generator.batch={least}"), COLUMNS)
-    check_blocks(config("generator.batch=64", "generator.count=0"), COLUMNS)
+    blocks(config(f"generator.batch={least}"))
+    blocks(config("generator.batch=64", "generator.count=0"))
+
+
+BIG = ["replay.generation=200000", "replay.lifetime=10", "generator.batch=10000"]
 
 
 def test_blocks_that_fill_the_object_store_are_refused() -> None:
-    big = ["replay.generation=200000", "replay.lifetime=10", "generator.batch=10000"]
-    text = refusal(check_blocks, config(*big), COLUMNS)
+    text = refusal(blocks, config(*BIG))
     assert "cluster.object_store_mb=512" in text
     needed = int(text.split("Raise it to ")[1].split(",")[0])
-    check_blocks(config(*big, f"cluster.object_store_mb={needed}"), COLUMNS)
-    assert "object store" in refusal(check_blocks, config(*big, f"cluster.object_store_mb={needed - 2}"), COLUMNS)
+    blocks(config(*BIG, f"cluster.object_store_mb={needed}"))
+    assert "object store" in refusal(blocks, config(*BIG, f"cluster.object_store_mb={needed - 2}"))
+
+
+def test_nodes_share_the_blocks_as_they_share_the_generators() -> None:
+    given = config(*BIG, "generator.count=6", "refiner.count=0")
+    pair = Cluster((Node("a", 2, (), 2000.0), Node("b", 2, (), 2000.0)), "a")
+    kept = {node.name: count for node, count in retained_blocks(given, pair, place(given, pair))}
+    assert kept == {"a": 200 * 2 // 6 + 1 + 12, "b": 200 * 4 // 6 + 1 + 8}
+    blocks(given, pair)
+    small = replace(pair, nodes=(pair.nodes[0], replace(pair.nodes[1], object_store_mb=512.0)))
+    text = refusal(blocks, given, small)
+    assert "object store of node b (512 MB)" in text
+    assert "ray start --object-store-memory=" in text
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -148,19 +115,13 @@ def test_presets_are_not_refused(path: Path) -> None:
     loaded = load_config(path)
     for arm in (loaded, *(derive(loaded, values, name) for name, values in loaded.arms.items())):
         flow_limits(arm)
-        check_placement(arm, Machine(max(2.0, arm.cluster.cpus or 0), 0.0))
-        check_blocks(arm, COLUMNS)
+        on = machine(arm, max(2.0, arm.cluster.cpus or 0))
+        check_placement(arm, on)
+        blocks(arm, on)
 
 
-def test_arms_run_beside_the_pretrainer_only_where_both_fit() -> None:
-    arm = config("generator.count=0", "learner.cpus=1", "evaluation.cpus=0")
-    two, four = Machine(2, 0), Machine(4, 0)
-    assert [arms_at_once([arm] * 3, two, pretraining) for pretraining in (True, False)] == [1, 2]
-    assert [arms_at_once([arm] * 3, four, pretraining) for pretraining in (True, False)] == [3, 3]
-    greedy = config("generator.count=0", "learner.cpus=1", "denoiser.cpus=2")
-    assert arms_at_once([greedy], two, pretraining=True) == 0  # it would wait for a CPU until its start had failed
-    assert arms_at_once([greedy], two, pretraining=False) == 1
-    gpu = config("generator.count=0", "learner.gpus=1", "denoiser.gpus=1")
-    assert arms_at_once([gpu, gpu], Machine(8, 1), pretraining=True) == 0
-    assert arms_at_once([gpu, gpu], Machine(8, 1), pretraining=False) == 1
-    assert arms_at_once([], two, pretraining=True) == 0
+def test_devices_are_checked_against_the_gpus_of_this_machine_where_workers_stay_on_it() -> None:
+    assert "number 0" in refusal(check_hardware, config("learner.device=cuda"), 0)
+    assert "is not a device" in refusal(check_hardware, config("learner.device=gpu"), None)
+    check_hardware(config("learner.device=cuda"), None)
+    check_hardware(config("learner.device=cuda:1"), 2)

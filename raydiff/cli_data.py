@@ -1,0 +1,185 @@
+"""``raydiff data``: find datasets, fetch or collect them, look at them, write them in another format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from raydiff.errors import UserError
+
+data_app = typer.Typer(help="Find, fetch, collect, convert datasets and look at them.", rich_markup_mode=None)
+NAME = "D4RL id, minari:ID, or HDF5 file in D4RL's schema."
+
+
+@data_app.command("list")
+def data_list(
+    text: Annotated[str, typer.Argument(help="Only what contains this.")] = "",
+) -> None:
+    """List D4RL's datasets and Minari's local ones, with what is known of each and what is here already.
+
+    Example: raydiff data list hopper
+    """
+    from raydiff.data.catalogue import catalogue
+    from raydiff.data.download import dataset_path
+    from raydiff.data.minari import list_minari
+
+    table = Table("dataset", "environment", "rows", "random", "expert", "here", box=None)
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    for name, entry in catalogue().items():
+        if text in name:
+            scores = [f"{value:,.1f}" for value in entry.reference_scores]
+            here = "yes" if dataset_path(name).is_file() else ""
+            table.add_row(name, entry.environment or "none", f"{entry.rows:,}" if entry.rows else "", *scores, here)
+    for found in list_minari():
+        if text in found.id:
+            table.add_row(f"minari:{found.id}", found.environment or "none", f"{found.steps:,}", "", "", "yes")
+    console = Console()
+    if not table.rows:
+        raise UserError(f"No dataset contains {text!r}. raydiff data list shows all of them.")
+    console.print(table)
+
+
+@data_app.command("info")
+def data_info(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help=NAME)],
+    environment: Annotated[str | None, typer.Option(help="Check it against this environment.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw: returns, episode lengths, coverage.")] = None,
+) -> None:
+    """Say what a dataset holds.
+
+    Example: raydiff data info hopper-random.hdf5 --picture hopper-random.png
+    """
+    from raydiff.data.info import describe_dataset
+    from raydiff.data.source import open_dataset
+    from raydiff.envs.registry import environment_spec
+
+    spec = environment_spec(environment) if environment is not None else None
+    with _bar() as note:
+        opened = open_dataset(dataset, spec.max_episode_steps if spec else None, note)
+    if spec is not None:
+        opened.check_environment(spec)
+    table = Table("", "", show_header=False, box=None)
+    for label, text in describe_dataset(opened):
+        table.add_row(label, text)
+    console = Console()
+    console.print(table)
+    if picture is not None:
+        from raydiff.data.picture import dataset_figure
+        from raydiff.figures import save
+
+        save(dataset_figure(opened), picture)
+        console.print(str(picture), soft_wrap=True, highlight=False)
+
+
+@data_app.command("collect")
+def data_collect(
+    environment: Annotated[str, typer.Argument(help="Gymnasium id such as Pendulum-v1, or a D4RL name: hopper...")],
+    out: Annotated[Path, typer.Option(help="Folder for one file per level; or, for one level, the HDF5 file.")],
+    levels: Annotated[
+        str,
+        typer.Option(
+            help="random, medium, medium-replay, expert, medium-expert, full-replay; maze2d: waypoint[-noisy]."
+        ),
+    ] = "random",
+    transitions: Annotated[int, typer.Option(min=100, help="Transitions of each dataset.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the collection.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1000, help="Steps that behaviour policies are trained for at most.")
+    ] = None,
+    expert_return: Annotated[float | None, typer.Option(help="Return at which a policy counts as expert.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+) -> None:
+    """Collect datasets in the simulator; levels beyond random train their policies first (raydiff[collect]).
+
+    Example: raydiff data collect Pendulum-v1 --levels random,medium,expert --transitions 20000 --out pendulum
+    """
+    from raydiff.data.collect import LEVELS, collect
+    from raydiff.envs.registry import canonical
+
+    name, wanted = canonical(environment), [level.strip() for level in levels.split(",") if level.strip()]
+    with _bar() as note:
+        if len(wanted) == 1 and wanted[0] in LEVELS and out.suffix in (".hdf5", ".h5"):
+            if out.exists() and not overwrite:
+                raise UserError(f"{out} exists. Give another --out, or --overwrite to replace it.")
+            made = [collect(name, wanted[0], transitions, seed, out, lambda d, n: note("collecting", d, n))]
+        else:
+            from raydiff.data.levels import collect_levels
+
+            made = collect_levels(name, wanted, transitions, seed, out, steps, expert_return, overwrite, note)
+    for path in made:
+        Console().print(str(path), soft_wrap=True, highlight=False)
+
+
+@data_app.command("convert")
+def data_convert(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help=NAME + " Or a Parquet file made from one.")],
+    out: Annotated[str, typer.Argument(help="FILE.hdf5 (D4RL's schema), FILE.parquet, or minari:ID.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace what exists.")] = False,
+) -> None:
+    """Write a dataset in another format: D4RL's HDF5, Parquet, or Minari's.
+
+    Example: raydiff data convert hopper-random.hdf5 minari:mine/hopper/random-v0
+    """
+    from raydiff.data.convert import convert
+    from raydiff.data.minari_export import export_minari
+    from raydiff.data.source import dataset_file, open_dataset
+
+    with _bar() as note:
+        if out.startswith("minari:"):
+            path = export_minari(open_dataset(dataset, None, note), out.removeprefix("minari:"), overwrite=overwrite)
+        else:
+            path = Path(out)
+            if path.exists() and not overwrite:
+                raise UserError(f"{out} exists. Give another name, or --overwrite to replace it.")
+            source = dataset_file(dataset, note)
+            path = convert(source, path, lambda done, total: note("converting", done, total))
+    Console().print(str(path), soft_wrap=True, highlight=False)
+
+
+@data_app.command("download")
+def data_download(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="D4RL id or minari:ID.")],
+) -> None:
+    """Download a dataset; an interrupted transfer goes on where it ended.
+
+    Example: raydiff data download hopper-medium-v2
+    """
+    from raydiff.data.catalogue import entry
+    from raydiff.data.download import fetch
+    from raydiff.data.minari import download_minari
+
+    with _bar() as note:
+        if dataset.startswith("minari:"):
+            path = download_minari(dataset.removeprefix("minari:"))
+        else:
+            entry(dataset)
+            path = fetch(dataset, lambda done, total: note(f"downloading {dataset}", done, total))
+    Console().print(str(path), soft_wrap=True, highlight=False)
+
+
+class _bar:
+    """A progress bar on stderr while something takes long; nothing where there is nothing to show."""
+
+    def __enter__(self) -> Callable[..., None]:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        errors = Console(stderr=True)
+        shown = errors.is_terminal  # a log has no use for a bar
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=errors, transient=True, disable=not shown)
+        self.tasks: dict[str, int] = {}
+        self.progress.start()
+        return self.note
+
+    def note(self, what: str, done: int, total: int, more: str = "") -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total or None)
+        self.progress.update(self.tasks[what], description=f"{what} {more}", completed=done, total=total or None)  # type: ignore[arg-type]
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
