@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from raydiff.cli_data import data_app
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
+from raydiff.runtime.address import find_address
 
 app = typer.Typer(
     add_completion=False,
@@ -55,9 +56,9 @@ def train(
     Example: raydiff train configs/demo.yaml learner.batch_size=512
     """
     path, rest = _preset_and_overrides(preset, overrides)
-    config = load_config(
-        path, _with_options(rest, address, data)
-    )  # before the seconds that the imports take: a typo is answered at once
+    # Before the seconds that the imports take, so that a typo is answered at once:
+    config = load_config(path, _with_options(rest, address, data))
+    find_address(config.cluster.address, os.environ)
     from raydiff.report import score_table
     from raydiff.runtime.session import train as run
     from raydiff.status import StatusBoard
