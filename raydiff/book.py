@@ -52,6 +52,12 @@ class Book:
         return [*self.written, index]
 
 
+def is_report_folder(folder: Path) -> bool:
+    """Whether the folder holds a report of its own, and no run."""
+    index = folder / INDEX
+    return not (folder / FILE).is_file() and index.is_file() and is_report(index.read_text(errors="replace"))
+
+
 def check_folder(folder: Path) -> None:
     """Raise ``UserError`` unless ``folder`` is missing, empty, or holds an earlier report."""
     if not folder.exists():
@@ -61,8 +67,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file, so no report can be written there. {advice}")
     if (folder / FILE).is_file():
         raise UserError(f"{folder} is the folder of a run. Choose another folder for the report with --out.")
-    index = folder / INDEX
-    if any(folder.iterdir()) and not (index.is_file() and is_report(index.read_text(errors="replace"))):
+    if any(folder.iterdir()) and not is_report_folder(folder):
         raise UserError(
             f"{folder} holds something else than a report of raydiff, so nothing is written there. {advice}"
         )

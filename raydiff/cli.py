@@ -115,7 +115,9 @@ def report(
 def _with_options(overrides: list[str], address: str | None, data: str | None) -> list[str]:
     """Options that stand for a setting, after the settings themselves."""
     named = {"cluster.address": address, "data.dataset": data}
-    return overrides + [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    # Other data than the preset's are scored where they come from, unless an override says otherwise.
+    first = ["data.environment=null"] if data is not None else []
+    return first + overrides + [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
 
 
 def _preset_and_overrides(preset: Path | None, overrides: list[str] | None) -> tuple[Path | None, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -38,11 +40,14 @@ def data_list(
             here = "yes" if dataset_path(name).is_file() else ""
             table.add_row(name, entry.environment or "none", f"{entry.rows:,}" if entry.rows else "", *scores, here)
     for found in list_minari():
-        if text in found.id:
+        if text in f"minari:{found.id}":
             table.add_row(f"minari:{found.id}", found.environment or "none", f"{found.steps:,}", "", "", "yes")
-    console = Console()
     if not table.rows:
         raise UserError(f"No dataset contains {text!r}. raydiff data list shows all of them.")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a pipe has no width to fit
+    fit(table, console, ("random", "expert"), ("environment",), ("rows", "here"))
     console.print(table)
 
 
@@ -60,6 +65,8 @@ def data_info(
     from raydiff.data.source import open_dataset
     from raydiff.envs.registry import environment_spec
 
+    if picture is not None:
+        _check_picture(picture)
     spec = environment_spec(environment) if environment is not None else None
     with _bar() as note:
         opened = open_dataset(dataset, spec.max_episode_steps if spec else None, note)
@@ -101,11 +108,18 @@ def data_collect(
     Example: raydiff data collect Pendulum-v1 --levels random,medium,expert --transitions 20000 --out pendulum
     """
     from raydiff.data.collect import LEVELS, collect
-    from raydiff.envs.registry import canonical
+    from raydiff.envs.registry import environment_spec
 
-    name, wanted = canonical(environment), [level.strip() for level in levels.split(",") if level.strip()]
+    wanted = list(dict.fromkeys(level.strip() for level in levels.split(",") if level.strip()))
+    as_file, is_file = len(wanted) == 1 and wanted[0] in LEVELS, out.suffix.lower() in (".hdf5", ".h5", ".parquet")
+    if is_file and (not as_file or out.suffix.lower() == ".parquet"):
+        raise UserError(
+            f"--out {out}: only one level that needs no training ({', '.join(LEVELS)}) is collected into one HDF5 file. "
+            f"Give a folder, such as --out {out.with_suffix('')}: each level becomes an HDF5 file in it."
+        )
+    name = environment_spec(environment).id  # refuses what cannot be simulated here before a folder is made
     with _bar() as note:
-        if len(wanted) == 1 and wanted[0] in LEVELS and out.suffix in (".hdf5", ".h5"):
+        if is_file:
             if out.exists() and not overwrite:
                 raise UserError(f"{out} exists. Give another --out, or --overwrite to replace it.")
             made = [collect(name, wanted[0], transitions, seed, out, lambda d, n: note("collecting", d, n))]
@@ -138,6 +152,11 @@ def data_convert(
             path = Path(out)
             if path.exists() and not overwrite:
                 raise UserError(f"{out} exists. Give another name, or --overwrite to replace it.")
+            if not dataset.startswith("minari:") and {_ending(dataset), _ending(out)} != {"hdf5", "parquet"}:
+                raise UserError(
+                    f"{dataset} cannot be converted to {out}. HDF5 in D4RL's schema (which D4RL's ids stand for) becomes "
+                    "FILE.parquet or minari:ID, Parquet becomes FILE.hdf5."
+                )
             source = dataset_file(dataset, note)
             path = convert(source, path, lambda done, total: note("converting", done, total))
     Console().print(str(path), soft_wrap=True, highlight=False)
@@ -162,6 +181,39 @@ def data_download(
             entry(dataset)
             path = fetch(dataset, lambda done, total: note(f"downloading {dataset}", done, total))
     Console().print(str(path), soft_wrap=True, highlight=False)
+
+
+def _ending(name: str) -> str:
+    """``hdf5`` or ``parquet``; a D4RL id has no ending and stands for HDF5."""
+    ending = Path(name).suffix.lower()
+    return {".hdf5": "hdf5", ".h5": "hdf5", ".parquet": "parquet"}.get(
+        ending, "" if os.sep in name or ending else "hdf5"
+    )
+
+
+def _check_picture(path: Path) -> None:
+    """Raise ``UserError`` unless a PNG can be written there, before the dataset is read for it."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: pictures are PNG files. Give a name that ends in .png.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: the picture cannot be written ({error.strerror or error}). Give a file in a folder with write "
+            "permission and free space."
+        ) from None
+
+
+def fit(table: Table, console: Console, *dispensable: tuple[str, ...]) -> None:
+    """Drop groups of columns, the first first, until the rows fit the console whole: a cut id is of no use."""
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "fold"
+    for names in dispensable:
+        if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
+            return
+        table.columns = [column for column in table.columns if column.header not in names]
 
 
 class _bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raydiff.book import Book, check_folder
+from raydiff.book import Book, check_folder, is_report_folder
 from raydiff.comparison.conditions import compare
 from raydiff.comparison.runs import load_runs
 from raydiff.comparison.sections import comparison_page
@@ -23,6 +23,8 @@ def report(run_folders: Sequence[Path], out: Path | None = None) -> list[Path]:
     an ``out`` that cannot be written or holds something else than a report.
     """
     folders = [Path(folder) for folder in run_folders]
+    if len(folders) > 1:  # a pattern such as runs/* may catch an earlier comparison
+        folders = [folder for folder in folders if not is_report_folder(folder)]
     if not folders:
         raise UserError("No run was named. Name one run folder to report on it, or several to compare them.")
     runs = load_runs(folders) if len(folders) > 1 else []

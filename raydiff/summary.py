@@ -63,7 +63,7 @@ def write_summary(
         "discards": own["discards"],
         "arms": arms,
         "audit_floor": _audit_floor(config, dataset),
-        "caveats": caveats(config, spec, dataset, list(arms)),
+        "caveats": caveats(config, spec, dataset, arms),
     }
     part = folder / "summary.json.part"
     part.write_text(json.dumps(summary, indent=2))
@@ -71,8 +71,8 @@ def write_summary(
     return summary
 
 
-def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: list[str]) -> list[str]:
-    """What a reader must know before quoting the scores."""
+def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: dict[str, dict[str, Any]]) -> list[str]:
+    """What a reader must know before quoting the scores. ``arms`` holds what each of them did."""
     lines = [
         "Each arm is one run of one seed; its interval is over evaluation episodes and says nothing of other seeds."
     ]
@@ -87,6 +87,8 @@ def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: list[
         lines.append(f"No reference returns are known for {spec.id}: scores are raw returns.")
     if dataset.environment and dataset.environment != spec.id:
         lines.append(f"The data come from {dataset.environment}, the scores from {spec.id}.")
+    if not dataset.environment:
+        lines.append(f"The dataset does not say where it was collected; that it belongs to {spec.id} was taken as given.")
     if dataset.mujoco_version and dataset.mujoco_version != spec.mujoco_version:
         lines.append(
             f"The data were collected with MuJoCo {dataset.mujoco_version}, policies were scored with "
@@ -96,6 +98,13 @@ def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: list[
         lines.append(
             "Generation was emulated (generator.emulate_s): synthetic data are copies, and scores mean nothing."
         )
+    for name, arm in arms.items():
+        alone = arm["updates_on_real_data_alone"]
+        if alone and arm["trajectories_generated"]:
+            lines.append(
+                f"{alone:,} of the {arm['updates']:,} updates of {name} were on real data alone, while synthetic ones "
+                "were missing or too old (replay.shortage=real)."
+            )
     lines += spec.differences
     if "guided" in arms and "real_only" in arms:
         lines.append(

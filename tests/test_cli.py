@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from raydiff.cli import guarded, main
+from raydiff.cli_data import fit
 from raydiff.data.d4rl import read_d4rl
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe
@@ -133,3 +137,58 @@ def test_ctrl_c_while_collecting(raydiff: Raydiff, tmp_path: Path, monkeypatch: 
     assert code == 130
     assert "Ctrl-C" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_data_are_scored_where_they_come_from(raydiff: Raydiff, tmp_path: Path) -> None:
+    """The preset names HalfCheetah; the file, Pendulum. An override still has the last word."""
+    path = tmp_path / "own.hdf5"
+    raydiff("data", "collect", "Pendulum-v1", "--transitions", "400", "--out", str(path))
+    train = ("train", str(Path(__file__).parents[1] / "configs" / "demo.yaml"), "--data", str(path), "scale=tiny")
+    code, _, err = raydiff(*train, f"output={tmp_path}", "--runtime", "local", "replay.max_lag=1")
+    assert (code, "replay.max_lag=1" in err) == (2, True)  # the first that is refused; the data were not
+    code, _, err = raydiff(*train, f"output={tmp_path}", "--runtime", "local", "data.environment=hopper")
+    assert code == 2
+    assert "the data belong to Pendulum-v1, but the configuration asks for Hopper-v4" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("collect", "Pendulum-v1", "--levels", "medium", "--out", "x.hdf5"), "Give a folder, such as --out x:"),
+        (("collect", "Pendulum-v1", "--levels", "random,waypoint", "--out", "x.h5"), "Give a folder"),
+        (("collect", "Pendulum-v1", "--out", "x.parquet"), "Give a folder"),
+        (("collect", "CartPole-v1", "--out", "folder"), "CartPole-v1 has no flat continuous"),
+        (("info", "any.hdf5", "--picture", "p.jpg"), "ends in .png"),
+        (("info", "any.hdf5", "--picture", "occupied/p.png"), "the picture cannot be written"),
+        (("convert", "hopper-medium-v2", "x.hdf5"), "hopper-medium-v2 cannot be converted to x.hdf5"),  # no download
+        (("convert", "any.hdf5", "x.txt"), "any.hdf5 cannot be converted to x.txt"),
+        (("convert", "any.parquet", "minari:a/bc-v0"), "raydiff data convert any.parquet FILE.hdf5"),
+    ],
+)
+def test_bad_requests_for_data_are_refused_before_anything_is_made(
+    raydiff: Raydiff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "occupied").write_text("a file where the folder should be")
+    code, out, err = raydiff("data", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["occupied"]
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 120])
+def test_no_id_is_cut_however_narrow_the_terminal(width: int) -> None:
+    table = Table("dataset", "environment", "rows", "random", "expert", "here", box=None)
+    table.add_row("hopper-medium-replay-v2", "Hopper-v4", "402,000", "-20.3", "3,234.3", "yes")
+    table.add_row("minari:D4RL/door/human-v2", "AdroitHandDoor-v1", "6,729", "", "", "yes")
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    fit(table, console, ("random", "expert"), ("environment",), ("rows", "here"))
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 3
+    assert "minari:D4RL/door/human-v2" in lines[2]
+    assert "…" not in "".join(lines)
+    assert ("402,000" in lines[1]) == (width >= 50)
+    assert ("AdroitHandDoor-v1" in lines[2]) == (width >= 80)
+    assert ("3,234.3" in lines[1]) == (width >= 80)

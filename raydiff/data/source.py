@@ -87,6 +87,8 @@ def open_dataset(name: str, max_episode_steps: int | None = None, progress: Prog
         from raydiff.data.minari import load_minari
 
         return load_minari(name.removeprefix("minari:"))
+    if name.endswith(".parquet"):
+        raise UserError(f"{name} is Parquet. Make an HDF5 file of it first: raydiff data convert {name} FILE.hdf5.")
     if _is_file(name):
         return read_d4rl(name, max_episode_steps or _limit_of_file(name))
     entry(name)  # an unknown id is refused with the nearest ones
@@ -117,6 +119,8 @@ def _own_environment(name: str) -> str:
 
         found = minari_environment(name.removeprefix("minari:"))
     elif _is_file(name):
+        if name.endswith(".parquet"):
+            open_dataset(name)  # says what to do
         found = file_environment(name)
     else:
         found = entry(name).environment

@@ -86,20 +86,38 @@ def environment_of(data: DataConfig) -> str:
 def make_simulator(name: str) -> gymnasium.Env:
     """One environment that counts no steps and checks no calls: what loops that count for themselves step.
 
-    Raises ``UserError`` for an unknown name and for spaces that are not flat and continuous.
+    Raises ``UserError`` for an unknown name, for spaces that are not flat and continuous, and for an environment of
+    Gymnasium's that cannot be made with what is installed.
     """
     name = canonical(name)
     framed = _framed(name)
     with warnings.catch_warnings(), quiet_mujoco():
         # v4 is chosen on purpose (D4RL's dynamics); Gymnasium would advise v5 at every construction.
         warnings.filterwarnings("ignore", message=".*is out of date.*")
-        if framed is not None:
-            env: gymnasium.Env = framed.make(name).unwrapped
-        else:
-            env = gymnasium.make(name, disable_env_checker=True).unwrapped
+        env: gymnasium.Env = framed.make(name).unwrapped if framed is not None else _gymnasium_make(name)
     if isinstance(env.observation_space, Dict):
         env = FlatGoal(env)
     return _unit_actions(name, env)
+
+
+def _gymnasium_make(name: str) -> gymnasium.Env:
+    """Gymnasium's own; what its construction raises (a package is missing, a model does not suit this MuJoCo) is any
+    exception."""
+    try:
+        return gymnasium.make(name, disable_env_checker=True).unwrapped
+    except Exception as error:
+        why = " ".join(str(error.args[0] if error.args else "").split()).rstrip(".") or type(error).__name__
+        stem, version = re.fullmatch(r"(.*?)(?:-v(\d+))?", name).groups()  # type: ignore[union-attr]
+        newer = [id for id in gymnasium.registry if re.fullmatch(re.escape(stem) + r"-v\d+", id)
+                 and int(id.rpartition("-v")[2]) > int(version or 0)]  # fmt: skip
+        raise UserError(
+            f"{name} is known to Gymnasium, but cannot be made here, with MuJoCo {mujoco.__version__} ({why}). "
+            + (
+                f"Newer versions are {', '.join(sorted(newer))}."
+                if newer
+                else "Install what it needs, or use another one."
+            )
+        ) from error
 
 
 def make_env(name: str) -> gymnasium.Env:

@@ -22,9 +22,7 @@ class EpisodeResult:
     lengths: np.ndarray
 
 
-def rollout_returns(
-    act: Callable[[np.ndarray], np.ndarray], environment: str, seeds: Sequence[int]
-) -> EpisodeResult:
+def rollout_returns(act: Callable[[np.ndarray], np.ndarray], environment: str, seeds: Sequence[int]) -> EpisodeResult:
     """One whole episode per seed, all advanced together; episode ``i`` starts from ``env.reset(seed=seeds[i])``.
 
     ``act`` maps float32 observations ``[m, S]`` of the ``m <= n`` episodes still running to actions ``[m, A]``,

@@ -20,17 +20,40 @@ from raydiff.types import PolicyBlob
 
 
 class EmulatedGenerator(Generator):
-    """Makes its first block of each size for real and hands out copies of it, one per ``generator.emulate_s``."""
+    """Makes the first block of each kind and size for real and hands out copies of it, one per
+    ``generator.emulate_s``."""
 
-    _made: tuple[int, np.ndarray, BlockReport] | None = None
+    def __init__(
+        self,
+        config: Config,
+        bundle: DenoiserBundle,
+        reward: dict[str, torch.Tensor] | None,
+        name: str,
+        learner_id: str,
+    ) -> None:
+        super().__init__(config, bundle, reward, name, learner_id)
+        self._made: dict[tuple[str, int], tuple[np.ndarray, BlockReport]] = {}
 
     def generate(
         self, policy: PolicyBlob, trajectories: int, shard: int, block: int, guided: bool
     ) -> tuple[np.ndarray, BlockReport]:
-        start = time.time()
-        if self._made is None or self._made[0] != trajectories:
-            self._made = (trajectories, *super().generate(policy, trajectories, shard, block, guided))
-        _, rows, report = self._made
+        start, kind = time.time(), ("generate", trajectories)
+        if kind not in self._made:
+            self._made[kind] = super().generate(policy, trajectories, shard, block, guided)
+        return self._copy(kind, policy, shard, block, None, start)
+
+    def refine(
+        self, rows: np.ndarray, policy: PolicyBlob, shard: int, block: int, parent: int
+    ) -> tuple[np.ndarray, BlockReport]:
+        start, kind = time.time(), ("refine", len(rows))
+        if kind not in self._made:
+            self._made[kind] = super().refine(rows, policy, shard, block, parent)
+        return self._copy(kind, policy, shard, block, parent, start)
+
+    def _copy(
+        self, kind: tuple[str, int], policy: PolicyBlob, shard: int, block: int, parent: int | None, start: float
+    ) -> tuple[np.ndarray, BlockReport]:
+        rows, report = self._made[kind]
         assert self.config.generator.emulate_s is not None
         time.sleep(max(0.0, start + self.config.generator.emulate_s - time.time()))
         provenance = replace(
@@ -39,6 +62,7 @@ class EmulatedGenerator(Generator):
             shard=shard,
             policy_version=policy.version,
             guidance="emulated",
+            parent_block=parent,
             time={"start": start, "end": time.time()},
         )
         return rows.copy(), replace(report, provenance=provenance)

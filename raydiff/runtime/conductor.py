@@ -24,6 +24,7 @@ from raydiff.replay.catalogue import Catalogue, Entry
 from raydiff.runtime import messages as m
 from raydiff.runtime.flow import Continuous, Flow, Shard, make_flow
 from raydiff.runtime.plan import FlowLimits, flow_limits
+from raydiff.runtime.scoring import Scoring
 
 LEARNER = "learner/0"
 EMPTY_BLOCKS_IN_A_ROW = 20
@@ -59,8 +60,7 @@ class Conductor:
         self.leaving: dict[int, Entry] = {}
         # learning and evaluation
         self.issued = self.update = self.real_only = 0
-        self.evaluation_due = self.final_done = False
-        self.to_audit: int | None = None
+        self.scoring = Scoring(config.evaluation.every)
         self.discards: Counter[str] = Counter()
         self.empty_in_a_row = 0
 
@@ -76,7 +76,7 @@ class Conductor:
 
     @property
     def finished(self) -> bool:
-        return self.learned and self.final_done
+        return self.learned and self.scoring.final_done
 
     def stalled(self) -> bool:
         """Nothing is in flight, every worker is up, and yet the run is not finished: a fault of this class."""
@@ -102,12 +102,10 @@ class Conductor:
                 self._ingested(self.in_flight.pop(call))
             case m.Trained(call, update):
                 self.in_flight.pop(call)
-                every = self.config.evaluation.every
-                self.evaluation_due = self.evaluation_due or update // every > self.update // every
+                self.scoring.trained(self.update, update)
                 self.update = update
             case m.Evaluated(call):
-                command = self.in_flight.pop(call)
-                self.final_done = self.final_done or (isinstance(command, m.Evaluate) and command.final)
+                self.scoring.evaluated(self.in_flight.pop(call))
             case m.Audited(call):
                 self.in_flight.pop(call)
             case m.BlockLost(call):
@@ -253,18 +251,17 @@ class Conductor:
         return self._record(command)
 
     def _issue_evaluation(self) -> list[m.Command]:
-        final = self.learned and not self.final_done
         running = any(isinstance(call, m.Evaluate) for call in self.in_flight.values())
-        if running or not (final or self.evaluation_due):
+        if running or not self.scoring.wants(self.learned):
             return []
         free = self._room("evaluator") or self._room("evaluator", per_worker=2)  # behind an audit at the most
-        for worker in free[:1]:
-            self.evaluation_due = False
-            return [self._record(m.Evaluate(self._call(), worker, final))]
-        return []
+        if not free:
+            return []
+        self.scoring.due = False
+        return [self._record(m.Evaluate(self._call(), free[0], self.learned and not self.scoring.final_done))]
 
     def _issue_audit(self) -> list[m.Command]:
-        block, self.to_audit = self.to_audit, None
+        block = self.scoring.take_block()
         if block is None or block not in self.catalogue.entries or not self.config.evaluation.audit:
             return []
         refreshed = self.catalogue.entries[block].provenance.parent_block is not None
@@ -339,7 +336,7 @@ class Conductor:
         back = self.flow.back
         if command.block in self.catalogue.entries:
             self.catalogue.entries[command.block].landed = True
-            self.to_audit = command.block
+            self.scoring.newest_block = command.block
         if shard is not None:
             self.flow.landed(shard, transitions)
             if self.flow.back is not None and self.flow.back != back:  # a dataset is whole: on with the other half
@@ -384,7 +381,7 @@ class Conductor:
             elif isinstance(call, m.Refine) and call.parent in self.catalogue.entries:
                 self.catalogue.entries[call.parent].refining = False
             elif isinstance(call, m.Evaluate):
-                self.evaluation_due = not call.final
+                self.scoring.lost(call)
 
     def _give_up(self, worker: str) -> list[m.Command]:
         self._lose(worker)

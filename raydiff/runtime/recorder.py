@@ -19,6 +19,7 @@ from raydiff.status import Status
 RATE_WINDOW_S = 10.0
 LONG_WAIT_S = 10.0
 DISCARD_WARNING = 0.2
+REAL_ONLY_WARNING = 0.5
 
 
 class Rate:
@@ -52,7 +53,7 @@ class Recorder:
         self.waits: defaultdict[str, float] = defaultdict(float)
         self.waiting: tuple[str, float, float] | None = None  # cause, since, last said
         self.ticked = self.started
-        self.warned = False
+        self.warned = self.warned_of_shortage = False
         self.provenance: list[dict[str, Any]] = []
 
     def outcome(self, outcome: Outcome, conductor: Conductor) -> None:
@@ -92,7 +93,11 @@ class Recorder:
         rows = sum(entry.transitions for entry in conductor.catalogue.entries.values() if entry.landed)
         producing = bool(conductor.limits.slots)
         return Status(
-            phase="scoring" if conductor.learned else "learning" if conductor.flow.warm else "warm-up",
+            phase="scoring"
+            if conductor.learned
+            else "learning"
+            if conductor.flow.warm or conductor.issued
+            else "warm-up",
             arm=self.arm,
             update=conductor.update,
             updates=config.learner.updates,
@@ -217,3 +222,11 @@ class Recorder:
         if not self.warned and made > 10_000 and dropped > DISCARD_WARNING * made:
             self.warned = True
             self.message(f"{self.arm}: {dropped} of {made} trajectories were dropped: {dict(conductor.discards)}")
+        real, many = conductor.real_only, min(1_000, conductor.config.learner.updates)
+        if not self.warned_of_shortage and conductor.issued >= many and real > REAL_ONLY_WARNING * conductor.issued:
+            self.warned_of_shortage = True
+            self.message(
+                f"{self.arm}: {real:,} of {conductor.issued:,} updates so far are on real data alone, because synthetic "
+                "ones were missing or too old (replay.shortage=real). More generators, longer epochs or a larger "
+                "replay.max_lag would change that."
+            )

@@ -133,3 +133,11 @@ def test_folders_that_hold_something_else_are_left_alone(make_run: MakeRun, tmp_
     with pytest.raises(UserError, match="There is no"):
         report([tmp_path / "nowhere"])
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_pattern_that_catches_an_earlier_comparison(make_run: MakeRun) -> None:
+    runs = four_runs(make_run)
+    first = report(runs)
+    assert first[-1].parent.name == "comparison"
+    again = report([*runs, first[-1].parent])
+    assert again == first

@@ -3,6 +3,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -57,6 +58,33 @@ def test_goal_environments_are_flat() -> None:
 def test_spaces_that_do_not_fit_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=name):
         make_env(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Hopper-v2", r"cannot be made here.*mujoco_py.*\)\. Newer versions are .*Hopper-v4, Hopper-v5\.$"),
+        ("GymV21Environment-v0", r"shimmy.*Install what it needs, or use another one\.$"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_refused_in_one_paragraph(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        make_simulator(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_whatever_a_construction_raises_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of Gymnasium-Robotics' models fail with a bare assertion on current MuJoCo."""
+
+    def fail(**_: object) -> None:
+        raise AssertionError
+
+    gymnasium.register("Odd-v0", entry_point=fail)
+    try:
+        with pytest.raises(UserError, match=r"Odd-v0 .*\(AssertionError\)\. Install"):
+            make_simulator("Odd-v0")
+    finally:
+        del gymnasium.registry["Odd-v0"]
 
 
 @pytest.mark.parametrize("name", ["halfcheetah", "PointMaze_UMaze-v3"])

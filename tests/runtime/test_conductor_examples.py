@@ -305,25 +305,29 @@ def test_calls_ahead_are_shared_evenly() -> None:
     for name in ("generator/0", "generator/1", "generator/2"):
         conductor.up.add(name)
     workers = [command.worker for command in conductor.on(m.WorkerUp(LEARNER)) if isinstance(command, m.Generate)]
-    assert workers == ["generator/0", "generator/1", "generator/2", "generator/0"]
+    assert [worker[-1] for worker in workers] == ["0", "1", "2", "0", "1"]  # the warm-up, and one ahead of the ratio
 
 
 def test_real_data_stand_in_until_what_is_too_old_is_renewed() -> None:
-    """A table of one block, which the learner outruns: it goes on without it, and one generator renews it."""
-    conductor = make(
-        replay={"lifetime": 1, "max_lag": 4, "shortage": "real", "samples_per_insert": 4.0, "warmup": 4, "ahead": 0.5}
-    )
+    """A table of one block, which the learner outruns: it goes on without it, and the generator renews it."""
+    conductor = make(replay={"lifetime": 1, "max_lag": 6, "shortage": "real", "samples_per_insert": 9.0})
     generate = only(m.Generate, start(conductor))
-    train = next(c for c in (call for call in conductor.in_flight.values()) if isinstance(c, m.Train))
+    train = only(m.Train, list(conductor.in_flight.values()))
     assert train.real_only  # nothing has landed yet
-    landing = only(m.Ingest, conductor.on(made(generate)))
-    assert kinds(conductor.on(m.Ingested(landing.call))) == []
-    seen, update = [], 0
-    for _ in range(4):
-        update += 2
-        commands = conductor.on(m.Trained(train.call, update))
-        train = only(m.Train, commands)
-        seen.append((train.real_only, kinds(commands).count("Generate")))
-    # Update 4 is the last that a block of version 0 may serve; then a new one is asked for, once.
-    assert seen == [(False, 0), (True, 1), (True, 0), (True, 0)]
+    ingest, ahead = conductor.on(made(generate))
+    assert conductor.on(m.Ingested(ingest.call)) == []
+    real_only = []
+    for update in (2, 4, 6, 8):
+        train = only(m.Train, conductor.on(m.Trained(train.call, update)))
+        real_only.append(train.real_only)
+    assert real_only == [False, False, True, True]  # a block of version 0 may serve up to update 6
+    forget, renewal = conductor.on(made(ahead, version=0))
+    assert forget == m.Forget(ahead.block)  # too old on arrival
+    assert conductor.discards["blocks: older than max_lag on arrival"] == 1
+    ingest = only(m.Ingest, conductor.on(made(renewal, version=8)))
+    train = only(m.Train, conductor.on(m.Trained(train.call, 10)))
+    assert train.real_only  # the old rows are there until the learner has the new ones
+    conductor.on(m.Ingested(ingest.call))
+    assert not only(m.Train, conductor.on(m.Trained(train.call, 12))).real_only
     assert conductor.real_only == 8
+    assert conductor.why_learner_waits() is None

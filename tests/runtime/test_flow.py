@@ -349,7 +349,11 @@ def test_what_the_learner_waits_for_is_said() -> None:
             {
                 "schedule": {"kind": "continuous"},
                 "learner": {"in_flight": 2},
-                "replay": {"shortage": "real", "max_lag": 8},  # two calls of three updates in flight, and the next
+                "replay": {
+                    "shortage": "real",
+                    "max_lag": 8,
+                    "warmup": 4,
+                },  # two calls of three updates in flight, and the next
             },
             "replay.max_lag=8 with replay.shortage=real.*at least 9 updates old",
         ),

@@ -82,3 +82,16 @@ def test_continuous_makes_as_many_trajectories(tmp_path: Path, cache: Path) -> N
     made = trajectories_by_version(folder, "guided")
     assert made[0] >= 384
     assert sum(made.values()) - 384 == pytest.approx(200 * 240 / 20 / 3, abs=2 * 384)
+
+
+def test_real_data_stand_in_while_a_dataset_is_made(tmp_path: Path, cache: Path) -> None:
+    folder = run("pgd/periodic.yaml", tmp_path, cache, "replay.shortage=real", "learner.chunk=5", "schedule.epochs=2")
+    summary = read_summary(folder)
+    alone = summary["arms"]["guided"]["updates_on_real_data_alone"]
+    assert 0 < alone < summary["updates"] == 200
+    assert any(f"{alone:,} of the 200 updates of guided were on real data alone" in line for line in summary["caveats"])
+    chunks = select(read_metrics(folder), "train", "guided")
+    assert sum(record["updates"] for record in chunks if record["lag"] is None) == alone
+    assert summary["trajectories_generated"] == 2000
+    assert chunks[0]["lag"] is None  # from the first update on, with nothing generated yet
+    assert summary["policy_lag"]["max"] < 110  # of what a dataset serves, its own hundred updates
