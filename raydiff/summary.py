@@ -88,7 +88,9 @@ def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: dict[
     if dataset.environment and dataset.environment != spec.id:
         lines.append(f"The data come from {dataset.environment}, the scores from {spec.id}.")
     if not dataset.environment:
-        lines.append(f"The dataset does not say where it was collected; that it belongs to {spec.id} was taken as given.")
+        lines.append(
+            f"The dataset does not say where it was collected; that it belongs to {spec.id} was taken as given."
+        )
     if dataset.mujoco_version and dataset.mujoco_version != spec.mujoco_version:
         lines.append(
             f"The data were collected with MuJoCo {dataset.mujoco_version}, policies were scored with "

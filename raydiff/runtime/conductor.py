@@ -333,14 +333,11 @@ class Conductor:
         assert isinstance(command, m.Ingest)
         self.leaving.pop(command.call, None)
         shard, transitions = self.arrivals.pop(command.call)
-        back = self.flow.back
         if command.block in self.catalogue.entries:
             self.catalogue.entries[command.block].landed = True
             self.scoring.newest_block = command.block
         if shard is not None:
             self.flow.landed(shard, transitions)
-            if self.flow.back is not None and self.flow.back != back:  # a dataset is whole: on with the other half
-                self.catalogue.cursor = self.flow.back
 
     def _block_lost(self, command: m.Call) -> list[m.Command]:
         """A block has gone with its node: it is made again, and until then the learner keeps what it has."""

@@ -2,7 +2,7 @@
 
 ``Continuous`` paces generation and learning against each other by samples per insert. ``Datasets`` makes whole
 datasets in turn, as policy-guided diffusion (B.6, Algorithm 2) and SynthER (section C) do: the learner trains on
-the front one while the next is generated into the back, and they swap when its last block has landed.
+one half of the table while the next is generated into the other; they swap at the update at which the next is due.
 
 A flow counts shards from their issue on: ``issued``, then ``landed`` or ``lost``.
 """
@@ -34,10 +34,6 @@ class Flow(Protocol):
     @property
     def warm(self) -> bool:
         """Whether the learner has the synthetic data that it starts with."""
-
-    @property
-    def back(self) -> int | None:
-        """The slot that the dataset in the making starts at; None where there is none."""
 
     def front(self, issued: int) -> tuple[int, int] | None:
         """Slots that the updates after ``issued`` ones sample: first, one past the last. None: all of the table."""
@@ -71,8 +67,6 @@ def make_flow(config: Config, limits: FlowLimits) -> Flow:
 
 class Continuous:
     """A warm-up, then inserts as fast as samples per insert allows."""
-
-    back: int | None = None
 
     def __init__(self, config: Config, limits: FlowLimits) -> None:
         self.limiter, self.limits = limits.limiter, limits
@@ -166,10 +160,6 @@ class Datasets:
     def warm(self) -> bool:
         return self.making > 0
 
-    @property
-    def back(self) -> int | None:
-        return self._half(self.making)[0]
-
     def front(self, issued: int) -> tuple[int, int] | None:
         return self._half(self.due(issued))
 
@@ -178,6 +168,7 @@ class Datasets:
         return min(bisect_right(self.begins, issued) - 1, self.epochs - 1)
 
     def _half(self, dataset: int) -> tuple[int, int]:
+        """Where a dataset lies: slots are filled in turn, and each dataset fills as many as a half has."""
         if self.epochs == 1:
             return 0, self.slots
         half = self.slots // 2
