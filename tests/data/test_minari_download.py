@@ -12,8 +12,6 @@ import pytest
 from minari.storage import remotes
 from minari.storage.remotes.cloud_storage import CloudStorage
 
-from raydiff.data.collect import collect
-from raydiff.data.d4rl import read_d4rl
 from raydiff.data.dataset import Dataset
 from raydiff.data.minari import (
     download_minari,
@@ -25,19 +23,6 @@ from raydiff.errors import UserError
 
 ID = "test/pendulum/random-v0"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    return tmp_path / "datasets"
-
-
-@pytest.fixture(scope="module")
-def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Two episodes to the limit and one that is cut; actions of ±2 in the environment's units."""
-    path = collect("Pendulum-v1", "random", 450, 3, tmp_path_factory.mktemp("collected") / "own.hdf5")
-    return read_d4rl(path, 200)
 
 
 def assert_same_rows(have: Dataset, want: Dataset) -> None:

@@ -29,19 +29,6 @@ ID = "test/pendulum/random-v0"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    return tmp_path / "datasets"
-
-
-@pytest.fixture(scope="module")
-def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Two episodes to the limit and one that is cut; actions of ±2 in the environment's units."""
-    path = collect("Pendulum-v1", "random", 450, 3, tmp_path_factory.mktemp("collected") / "own.hdf5")
-    return read_d4rl(path, 200)
-
-
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Episodes that fall after some 20 steps."""
