@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from raydiff.errors import UserError
 from raydiff.figures import save
+from raydiff.files import whole_file
 from raydiff.metrics import FILE
 from raydiff.page import Page, Picture, is_report, render
 
@@ -43,9 +43,8 @@ class Book:
     def finish(self, page: Page) -> list[Path]:
         """Write the page, remove the pictures of an earlier report, and return all files."""
         index = self.folder / INDEX
-        temporary = self.folder / f".{INDEX}.part"
-        temporary.write_text(render(page), encoding="utf-8")
-        os.replace(temporary, index)
+        with whole_file(index) as part:
+            part.write_text(render(page), encoding="utf-8")
         for path in self.folder.iterdir():
             if _PICTURES.fullmatch(path.name) and path not in self.written:
                 path.unlink()

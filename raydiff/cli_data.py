@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from raydiff.errors import UserError
+from raydiff.files import probe_folder
 
 data_app = typer.Typer(help="Find, fetch, collect, convert datasets and look at them.", rich_markup_mode=None)
 NAME = "D4RL id, minari:ID, or HDF5 file in D4RL's schema."
@@ -196,9 +196,7 @@ def _check_picture(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are PNG files. Give a name that ends in .png.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        probe_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{path}: the picture cannot be written ({error.strerror or error}). Give a file in a folder with write "

@@ -6,8 +6,6 @@ matplotlib. Colours are those of Okabe and Ito, told apart by colour-blind reade
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from raydiff.files import whole_file
 from raydiff.metrics import Record, select
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -73,11 +72,8 @@ def style(axes: Axes, title: str, x: str, y: str) -> None:
 
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a PNG atomically, without metadata that changes from one version to the next."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(image.getvalue())
-    os.replace(temporary, path)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
 
 
 # -------------------------------------------------------------------------------------------------- learning curves

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from raydiff.config import Config
 from raydiff.errors import UserError
+from raydiff.files import probe_folder
 from raydiff.presets import dump
 
 OnExisting = Literal["refuse", "overwrite"]
@@ -59,9 +59,7 @@ def _probe(folder: Path) -> None:
     """Write a nameless file into the folder and remove what had to be made for that. Raises ``OSError``."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        probe_folder(folder)
     finally:
         for path in made:
             if path.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +14,7 @@ from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.envs.registry import EnvironmentSpec, environment_of, environment_spec
 from raydiff.evaluation.audit import Auditor
+from raydiff.files import whole_file
 from raydiff.metrics import Record, read_metrics, select
 from raydiff.presets import config_hash
 from raydiff.roles.evaluator import score_returns
@@ -65,9 +65,8 @@ def write_summary(
         "audit_floor": _audit_floor(config, dataset),
         "caveats": caveats(config, spec, dataset, arms),
     }
-    part = folder / "summary.json.part"
-    part.write_text(json.dumps(summary, indent=2))
-    os.replace(part, folder / "summary.json")
+    with whole_file(folder / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=2))
     return summary
 
 

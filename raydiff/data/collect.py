@@ -16,6 +16,7 @@ import numpy as np
 from raydiff.data.acting import Arrays, sample_rows, uniform_actor
 from raydiff.envs.registry import canonical, environment_spec, make_simulator
 from raydiff.errors import UserError
+from raydiff.files import whole_file
 
 Progress = Callable[[int, int], None]
 Value = str | int | float | np.ndarray
@@ -42,7 +43,7 @@ def collect(
     environment = canonical(environment)
     check_request(environment, level, transitions)
     path = Path(os.path.expanduser(path))
-    with whole_file(path) as partial:  # A folder that cannot be written to is found before the collection.
+    with whole_dataset(path) as part:
         if level == "random":
             act = uniform_actor(environment_spec(environment).action_size, seed)
             arrays = sample_rows(environment, act, transitions, seed, progress=progress)
@@ -52,7 +53,7 @@ def collect(
 
             arrays = collect_waypoint(environment, transitions, seed, level == "waypoint-noisy", progress)
             about = {"algorithm": "waypoint controller", "made": "D4RL's generation of maze2d data"}
-        write_dataset(partial, arrays, attributes_of(environment, level, seed), about)
+        write_dataset(part, arrays, attributes_of(environment, level, seed), about)
     return path
 
 
@@ -103,17 +104,11 @@ def _version(name: str) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place in the end, or vanishes when something fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def whole_dataset(path: Path) -> Iterator[Path]:
+    """As ``whole_file``, with the complaint of a collection."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        try:
-            yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path) as part:
+            yield part
     except OSError as error:
         raise UserError(
             f"{path}: the collected dataset cannot be written ({error}). Give a file in a folder with write "

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from raydiff.data.d4rl import open_hdf5
 from raydiff.errors import UserError
+from raydiff.files import whole_file
 
 Progress = Callable[[int, int], None]
 _HDF5, _PARQUET = (".hdf5", ".h5"), (".parquet",)
@@ -55,21 +56,15 @@ def convert(source: str | Path, target: str | Path, progress: Progress | None = 
 
 @contextmanager
 def _whole(target: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``target`` once it is complete."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    """As ``whole_file``, with the complaint of a conversion."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        yield temporary
-        os.replace(temporary, target)
+        with whole_file(target) as part:
+            yield part
     except OSError as error:
         raise UserError(
             f"{target}: the converted file cannot be written ({error.strerror or error}). Give a file in a folder with "
             "write permission and free space."
         ) from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ and expert in one file (Fu et al. 2020, section 5 and D4RL's collection of its l
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 
 from raydiff.data.acting import Arrays, Recording, episode_returns, sample_rows, uniform_actor
 from raydiff.data.behaviour import EVALUATION_EPISODES, Snapshot, plan_training, require_trainer, train_behaviour
-from raydiff.data.collect import LEVELS, Value, attributes_of, check_request, collect, whole_file, write_dataset
+from raydiff.data.collect import LEVELS, Value, attributes_of, check_request, collect, whole_dataset, write_dataset
 from raydiff.envs.registry import canonical, environment_spec
 from raydiff.errors import RunFailed, UserError
+from raydiff.files import probe_folder
 from raydiff.seeds import key_seed
 
 Progress = Callable[[str, int, int, str], None]
@@ -167,8 +167,8 @@ class _Training:
 
     def _write(self, level: str, arrays: Arrays) -> None:
         path = self.missing[level]
-        with whole_file(path) as partial_file:
-            write_dataset(partial_file, arrays, attributes_of(self.environment, level, self.seed), self._about(level))
+        with whole_dataset(path) as part:
+            write_dataset(part, arrays, attributes_of(self.environment, level, self.seed), self._about(level))
         self.written.append(self.missing.pop(level))
 
     def _about(self, level: str) -> dict[str, Value]:
@@ -227,9 +227,7 @@ def _check_files(folder: Path, paths: Sequence[Path], overwrite: bool) -> None:
             f"--overwrite."
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        probe_folder(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: datasets cannot be written there ({error.strerror or error}). Give a folder with write "

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from raydiff.config import Config, DataConfig
 from raydiff.data.catalogue import entry
@@ -17,7 +16,7 @@ from raydiff.data.dataset import Dataset
 from raydiff.data.download import fetch
 from raydiff.envs.registry import DEFAULT, EnvironmentSpec, canonical, environment_of, environment_spec, step_limit
 from raydiff.errors import UserError
-from raydiff.evaluation.audit import auditable
+from raydiff.files import probe_folder
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and how much there is in all."""
@@ -32,9 +31,7 @@ def check_cache(config: DataConfig) -> None:
     """Raise ``UserError`` unless models can be kept in the cache, before the time to train them is spent."""
     folder = cache_folder(config)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        probe_folder(folder)
     except OSError as error:
         raise UserError(
             f"{folder}: the cache of datasets and models cannot be written ({error.strerror or error}). Give a folder "
@@ -43,17 +40,13 @@ def check_cache(config: DataConfig) -> None:
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with the environment's id filled in: the one that is asked for, else the dataset's own. Audits
-    are off where the simulator's state does not follow from observations.
+    """The configuration with the environment's id filled in: the one that is asked for, else the dataset's own.
 
     Raises ``UserError`` for a dataset that does not exist or does not say where it comes from.
     """
     data = config.data
     name = data.environment or (_own_environment(data.dataset) if data.dataset else DEFAULT)
-    updates: dict[str, Any] = {"data": data.model_copy(update={"environment": canonical(name)})}
-    if not auditable(name):
-        updates["evaluation"] = config.evaluation.model_copy(update={"audit": 0})
-    return config.model_copy(update=updates)
+    return config.model_copy(update={"data": data.model_copy(update={"environment": canonical(name)})})
 
 
 def load_dataset(config: DataConfig, progress: Progress | None = None) -> Dataset:
@@ -87,13 +80,11 @@ def open_dataset(name: str, max_episode_steps: int | None = None, progress: Prog
         from raydiff.data.minari import load_minari
 
         return load_minari(name.removeprefix("minari:"))
-    if name.endswith(".parquet"):
-        raise UserError(f"{name} is Parquet. Make an HDF5 file of it first: raydiff data convert {name} FILE.hdf5.")
+    _refuse_parquet(name)
+    path = dataset_file(name, progress)
     if _is_file(name):
-        return read_d4rl(name, max_episode_steps or _limit_of_file(name))
-    entry(name)  # an unknown id is refused with the nearest ones
-    note = partial(progress, f"downloading {name}: bytes") if progress is not None else None
-    return read_d4rl(fetch(name, note), d4rl_id=name)
+        return read_d4rl(path, max_episode_steps or _limit_of_file(path))
+    return read_d4rl(path, d4rl_id=name)
 
 
 def dataset_file(name: str, progress: Progress | None = None) -> Path:
@@ -104,7 +95,7 @@ def dataset_file(name: str, progress: Progress | None = None) -> Path:
         )
     if _is_file(name):
         return Path(os.path.expanduser(name))
-    entry(name)
+    entry(name)  # an unknown id is refused with the nearest ones
     return fetch(name, partial(progress, f"downloading {name}: bytes") if progress is not None else None)
 
 
@@ -119,8 +110,7 @@ def _own_environment(name: str) -> str:
 
         found = minari_environment(name.removeprefix("minari:"))
     elif _is_file(name):
-        if name.endswith(".parquet"):
-            open_dataset(name)  # says what to do
+        _refuse_parquet(name)
         found = file_environment(name)
     else:
         found = entry(name).environment
@@ -132,9 +122,16 @@ def _own_environment(name: str) -> str:
     return found
 
 
-def _limit_of_file(name: str) -> int:
-    environment = file_environment(name)
-    return step_limit(environment) if environment else 1000
+def _refuse_parquet(name: str) -> None:
+    if name.endswith(".parquet"):
+        raise UserError(f"{name} is Parquet. Make an HDF5 file of it first: raydiff data convert {name} FILE.hdf5.")
+
+
+def _limit_of_file(path: Path) -> int | None:
+    """The time limit of the environment that a file names; None where it names none, or one not known here."""
+    with suppress(UserError):
+        return step_limit(file_environment(path))
+    return None
 
 
 def _collected_path(config: DataConfig, spec: EnvironmentSpec) -> Path:

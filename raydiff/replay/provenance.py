@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raydiff.files import whole_file
+
 
 def write_provenance(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the provenance of all blocks of a run as Parquet (columns as in ``Provenance``, plus sizes)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = [
         {**{k: v for k, v in row.items() if k != "time"}, **{f"time_{k}": v for k, v in row["time"].items()}}
         for row in rows
     ]
-    part = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(flat), part)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        pq.write_table(pa.Table.from_pylist(flat), part)

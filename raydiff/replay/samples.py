@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from raydiff.files import whole_file
 from raydiff.types import Trajectories
 
 MOST = 256
@@ -17,11 +17,8 @@ def write_samples(path: Path, data: Trajectories) -> Path:
     ``reward [n,L]`` and ``terminal [n,L]`` (float32) into a compressed ``.npz``, atomically."""
     chosen = np.unique(np.linspace(0, len(data) - 1, min(MOST, len(data))).round().astype(np.int64))
     names = ("observation", "action", "reward", "terminal")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **{name: getattr(data, name)[chosen] for name in names})
-    os.replace(part, path)
     return path
 
 

@@ -11,7 +11,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 
 from raydiff.compute import configure_compute
 from raydiff.config import Config
+from raydiff.files import probe_folder
 from raydiff.types import PolicyBlob, Transitions
 
 # Each actor imports its own role only, when it starts: the simulator and scipy are seconds that a generator can save.
@@ -154,8 +155,7 @@ class PretrainActor:
 
         with ExitStack() as stack:
             try:
-                Path(cache).mkdir(parents=True, exist_ok=True)
-                stack.enter_context(TemporaryFile(dir=cache)).close()
+                probe_folder(Path(cache))
             except OSError:
                 cache = stack.enter_context(TemporaryDirectory(prefix="raydiff-"))
             return prepare_models(self.config, dataset, Path(cache), self._note)

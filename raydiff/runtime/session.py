@@ -21,6 +21,8 @@ from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.data.source import cache_folder, check_cache, load_dataset, resolve
 from raydiff.data.windows import make_windows
+from raydiff.envs.registry import environment_of
+from raydiff.evaluation.audit import auditable
 from raydiff.metrics import MetricsWriter
 from raydiff.presets import derive
 from raydiff.replay.provenance import write_provenance
@@ -167,7 +169,7 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
     ``RunFailed`` where a run cannot go on.
     """
     begun = time.monotonic()
-    config = resolve(config)
+    config = _auditable(resolve(config))
     arms = {
         name: derive(config, values, f"arms.{name}") for name, values in config.arms.items() if name != main_arm(config)
     }
@@ -225,6 +227,13 @@ def _run_phases(session: Session, main: str, arms: dict[str, Config]) -> None:
     for arm in late:
         with session.phase("other arms"):
             session.run_all([arm])
+
+
+def _auditable(config: Config) -> Config:
+    """Without audits where the simulator's state does not follow from observations."""
+    if auditable(environment_of(config.data)):
+        return config
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"audit": 0})})
 
 
 def _write_real_samples(folder: Path, config: Config, dataset: Dataset) -> None:
