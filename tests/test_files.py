@@ -20,9 +20,9 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "figures.txt"
     path.write_text("earlier")
-    with pytest.raises(RuntimeError), whole_file(path) as part:
-        part.write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), whole_file(path) as part:
+        part.rename(tmp_path / "lost")
+    (tmp_path / "lost").unlink()
     assert path.read_text() == "earlier"
     assert os.listdir(tmp_path) == ["figures.txt"]
 
