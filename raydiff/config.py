@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Hidden = tuple[Annotated[int, Field(ge=1)], ...]
@@ -38,20 +38,31 @@ class DataConfig(Section):
 
 
 class NetworkConfig(Section):
-    kind: Literal["mlp", "unet"] = Field(
-        "mlp", description="Residual MLP over the flattened window, or temporal U-Net."
+    kind: Literal["mlp", "unet", "temporal_unet", "transformer"] = Field(
+        "mlp", description="Residual MLP over the flattened window; PGD's or Decision Diffuser's U-Net; transformer."
     )
-    width: int = Field(512, ge=8, description="Hidden width of the MLP, or first level of the U-Net.")
-    depth: int = Field(4, ge=1, description="Residual blocks of the MLP, or levels of the U-Net.")
+    width: int = Field(512, ge=8, description="Width of the MLP or transformer, or of the U-Net's first level.")
+    depth: int = Field(4, ge=1, description="Blocks of the MLP or transformer, or levels of the U-Net.")
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 4, 8), description="Widths of temporal_unet's levels, as multiples of width; the first depth of them."
+    )
+    heads: int = Field(4, ge=1, description="Attention heads of the transformer.")
 
 
 class DenoiserConfig(Section):
     network: NetworkConfig = Field(NetworkConfig(), description="The network inside the preconditioning.")
-    length: int = Field(3, ge=2, description="Rows L of a window; H = L - 1 transitions.")
+    length: int = Field(3, ge=2, description="Rows L of a window; H = L - 1 transitions. synther: always one.")
     stride: int = Field(1, ge=1, description="Rows between the starts of training windows.")
     action_space: Literal["raw", "atanh"] = Field(
-        "raw", description="Actions standardised as they are, or through atanh."
+        "raw", description="Actions standardised as they are, or through atanh; dydiff: scaled to +-1 as they are."
     )
+    mask_conditions: bool = Field(
+        True, description="dydiff: only generated entries enter the loss (paper), not the conditions too (code)."
+    )
+    clean_conditions: bool = Field(
+        True, description="dydiff: the network is also given the conditions unscaled, and a mask, as extra columns."
+    )
+    gradient_clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; empty: no limit.")
     steps: int = Field(16_000, ge=1, description="Optimiser steps of pretraining.")
     batch_size: int = Field(128, ge=1, description="Windows per pretraining step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of Adam; cosine decay to zero.")
@@ -77,30 +88,95 @@ class RewardConfig(Section):
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of Adam; cosine decay to zero.")
 
 
+class DynamicsConfig(Section):
+    members: int = Field(7, ge=1, description="Networks of the ensemble.")
+    elites: int = Field(5, ge=1, description="Those with the smallest held-out error, which rollouts use.")
+    hidden: Hidden = Field((200, 200, 200, 200), description="Hidden widths of each network.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
+    batch_size: int = Field(256, ge=1, description="Transitions per step and network.")
+    epochs: int = Field(100, ge=1, description="Most passes over the data.")
+    patience: int = Field(5, ge=1, description="Passes without improvement after which training ends.")
+    holdout: int = Field(1_000, ge=1, description="Most transitions held out; a fifth of small data.")
+    transitions: int | None = Field(None, ge=100, description="Train on this many transitions; empty: on all.")
+    normalize_targets: bool = Field(False, description="Standardise what is predicted too; published: inputs only.")
+    seed: int = Field(0, ge=0, description="Seed of the training.")
+
+    @field_validator("elites")
+    @classmethod
+    def _at_most_all(cls, elites: int, info: ValidationInfo) -> int:
+        members = info.data.get("members", elites)
+        if elites > members:
+            raise ValueError(f"more than the {members} members of the ensemble (dynamics.members)")
+        return elites
+
+
+class RolloutConfig(Section):
+    horizon: int = Field(5, ge=1, description="pets: steps of a rollout; the episode's length for whole episodes.")
+    start: Literal["any", "initial"] = Field("any", description="pets: start in any real state, or in initial ones.")
+    sample: bool = Field(True, description="Draw the successor (MOPO), or take the network's mean (DyDiff's code).")
+    penalty: float = Field(0.0, ge=0, description="pets: reward lost per unit of the ensemble's uncertainty (MOPO).")
+
+
+class DyDiffConfig(Section):
+    iterations: int = Field(1, ge=0, description="M: rounds of diffusion and relabelling after the first rollout.")
+    update: Literal["replace", "average"] = Field(
+        "replace", description="New states replace the old ones (paper), or are averaged with them (code)."
+    )
+    sample_actions: bool = Field(True, description="Draw actions from the policy (paper), or take its mean (code).")
+    replace_after_churn: bool = Field(True, description="Conditions are clean in every network call; false: as coded.")
+    fresh_noise: bool = Field(
+        True, description="Every iteration samples from new noise (published); false: all from the same."
+    )
+
+
 class SamplerConfig(Section):
-    steps: int = Field(16, ge=2, description="Heun steps N; 2N - 1 network calls.")
+    solver: Literal["heun", "heun_ode", "dpmpp_2m", "dpmpp_2m_sde"] = Field(
+        "heun", description="EDM's stochastic Heun (2N - 1 calls), without its noise, or DPM-Solver++ (N calls)."
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic inside the network.")
+    steps: int = Field(16, ge=2, description="Steps N.")
     sigma_min: float = Field(0.002, gt=0, description="Smallest noise level.")
     sigma_max: float = Field(80.0, gt=0, description="Largest noise level.")
     rho: float = Field(7.0, gt=0, description="Curvature of the noise schedule.")
-    churn: float = Field(5.0, ge=0, description="S_churn: amount of fresh noise over the whole sampling.")
+    churn: float = Field(5.0, ge=0, description="S_churn: amount of fresh noise over the whole sampling; heun only.")
     churn_min: float = Field(0.05, ge=0, description="S_tmin: noise level below which no noise is added.")
     churn_max: float = Field(50.0, ge=0, description="S_tmax: noise level above which no noise is added.")
     churn_noise: float = Field(1.003, gt=0, description="S_noise: inflation of the fresh noise.")
 
 
 class GuidanceConfig(Section):
-    kind: Literal["none", "policy"] = Field(
-        "policy", description="Unguided, or guided towards the policy being learnt."
+    kind: Literal["none", "policy", "value", "analytic_energy"] = Field(
+        "policy", description="Unguided; towards the policy being learnt; up its critic; by AEPO's closed form."
     )
-    mode: Literal["paper", "score_exact"] = Field(
-        "score_exact", description="Policy-guided diffusion as published, or Gaussian-exact."
+    mode: Literal["paper", "paper_code", "score", "score_exact"] = Field(
+        "score_exact", description="PGD as in its text, as in its code, as a score, or Gaussian-exact."
     )
-    strength: float = Field(2.0, ge=0, description="lambda; in mode paper it is rescaled by 256 / steps.")
+    strength: float = Field(2.0, ge=0, description="lambda; rescaled by 256 / steps in modes paper and paper_code.")
     delta: float = Field(0.2, gt=0, description="Standard deviation given to a deterministic policy's actions.")
-    cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (mode paper).")
+    cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (paper, paper_code).")
+    euler_from_unchurned: bool = Field(True, description="paper_code: Euler steps start before the churn, as coded.")
+    chain_rule: bool = Field(True, description="score: with the derivative of the denoised by the noisy action.")
+    automatic: bool = Field(False, description="Adapt the strength to the target likelihood (section B.7).")
+    target: float | None = Field(
+        None, description="automatic: log-likelihood, or squared deviation (deterministic); empty: the policy's own."
+    )
+    rate: float = Field(0.5, gt=0, le=1, description="automatic: step of log lambda per nat and action.")
+    max_strength: float = Field(16.0, gt=0, description="automatic: largest lambda.")
+    max_error: float = Field(1.5, gt=1, description="automatic: largest audited error, over that without guidance.")
+    normalize: bool = Field(True, description="value: unit gradient per trajectory, on the published schedule.")
+    beta: float = Field(1.0, ge=0, description="analytic_energy: inverse temperature.")
+    damped: bool = Field(True, description="analytic_energy: variance term damped by the critic's curvature.")
 
 
 class GeneratorConfig(Section):
+    method: Literal["pgd", "synther", "dydiff", "pets"] = Field(
+        "pgd", description="Whole trajectories; single transitions; states for given actions; model rollouts."
+    )
+    filter: Literal["none", "hardmax", "softmax"] = Field(
+        "none", description="Keep the trajectories of highest predicted return: the best, or drawn by it."
+    )
+    keep: float = Field(0.8, gt=0, le=1, description="eta: share of trajectories that the filter keeps.")
+    temperature: float = Field(0.05, gt=0, description="Of the softmax filter, on standardised returns.")
     count: int = Field(2, ge=0, description="Generator actors; 0 trains on real data alone.")
     batch: int = Field(512, ge=1, description="Trajectories per block, generated in one call.")
     in_flight: int = Field(1, ge=1, description="Calls issued ahead per generator.")
@@ -126,6 +202,12 @@ class RefinerConfig(Section):
     )
     steps: int = Field(6, ge=1, description="Heun steps from there.")
     min_lag: int = Field(500, ge=1, description="Updates a block's policy must be behind before it is refreshed.")
+    max_lag: int | None = Field(
+        None, ge=1, description="Blocks this far behind are refreshed before any new one is generated; empty: never."
+    )
+    fraction: float | None = Field(
+        None, ge=0, description="Most trajectories refreshed per trajectory generated; empty: all that time allows."
+    )
     cpus: float = Field(0.25, ge=0, description="CPUs per refiner; its threads are the whole part, at least one.")
     gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per refiner.")
     device: str = Field("cpu", description="Torch device of the refiners.")
@@ -214,12 +296,23 @@ class EvaluationConfig(Section):
     episodes: int = Field(5, ge=1, description="Episodes per evaluation during training.")
     final_episodes: int = Field(20, ge=1, description="Episodes of the final evaluation of the last policy.")
     seed: int = Field(10_000, ge=0, description="First seed of the evaluation episodes, the same for every policy.")
-    audit: int = Field(128, ge=0, description="Transitions per audited block replayed in the simulator; 0: none.")
     cpus: float = Field(0.0, ge=0, description="CPUs per evaluator; its threads are the whole part, at least one.")
     gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) per evaluator.")
     device: str = Field("cpu", description="Torch device of the evaluators' policies.")
     nice: int = Field(
         5, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
+    )
+
+
+class AuditConfig(Section):
+    count: int = Field(1, ge=0, description="Auditor actors; 0: no audits.")
+    transitions: int = Field(128, ge=1, description="Transitions per audited block replayed for one step.")
+    trajectories: int = Field(32, ge=0, description="Trajectories per audited block replayed as a whole.")
+    horizon: int = Field(100, ge=1, description="Most steps of a trajectory that are replayed.")
+    coverage: int = Field(512, ge=0, description="Transitions per audited block held against as many real ones.")
+    cpus: float = Field(0.0, ge=0, description="CPUs per auditor; its threads are the whole part, at least one.")
+    nice: int = Field(
+        10, ge=0, le=19, description="How far the operating system puts these processes behind the learner."
     )
 
 
@@ -259,6 +352,9 @@ class Config(Section):
     data: DataConfig = Field(DataConfig(), description="The fixed dataset.")
     denoiser: DenoiserConfig = Field(DenoiserConfig(), description="The diffusion model and its pretraining.")
     reward: RewardConfig = Field(RewardConfig(), description="Rewards of synthetic transitions.")
+    dynamics: DynamicsConfig = Field(DynamicsConfig(), description="The ensemble of dynamics models (pets, dydiff).")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="Rollouts of that ensemble.")
+    dydiff: DyDiffConfig = Field(DyDiffConfig(), description="Options of dydiff.")
     sampler: SamplerConfig = Field(SamplerConfig(), description="The sampler of the generators.")
     guidance: GuidanceConfig = Field(GuidanceConfig(), description="How generation follows the policy.")
     generator: GeneratorConfig = Field(GeneratorConfig(), description="Generator actors.")
@@ -267,7 +363,18 @@ class Config(Section):
     replay: ReplayConfig = Field(ReplayConfig(), description="The replay store and its flow control.")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="When synthetic data are generated.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluators.")
+    audit: AuditConfig = Field(AuditConfig(), description="Auditors: synthetic data against the simulator.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="The machine or cluster.")
     arms: dict[ArmName, dict[str, Any]] = Field(
         default_factory=dict, description="Other runs for comparison: name -> dotted overrides of this configuration."
     )
+
+    @property
+    def rows(self) -> int:
+        """Rows ``L`` of a generated trajectory, of which the last closes the last transition."""
+        match self.generator.method:
+            case "synther":
+                return 2
+            case "pets":
+                return self.rollout.horizon + 1
+        return self.denoiser.length

@@ -35,26 +35,26 @@ class TimeFeatures(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """``x [..., L, C], c_noise [...] or [1] -> [..., L, C]``; ``depth`` blocks ``h + Linear(relu(h))`` of ``width``.
+    """``x [..., L, columns], c_noise [...] or [1] -> [..., L, outputs]``; ``depth`` blocks ``h + Linear(relu(h))`` of
+    ``width``.
 
     The output layer starts at zero, so an untrained denoiser has a loss of exactly 1.
     """
 
-    def __init__(self, length: int, columns: int, width: int, depth: int) -> None:
+    def __init__(self, length: int, columns: int, width: int, depth: int, outputs: int) -> None:
         super().__init__()
-        size = length * columns
-        self.length, self.columns = length, columns
+        self.shape = (length, outputs)
         self.time = nn.Sequential(
             TimeFeatures(), nn.Linear(2 * FREQUENCIES + 1, TIME_WIDTH), nn.SiLU(), nn.Linear(TIME_WIDTH, width)
         )
-        self.input = nn.Linear(size, width)
+        self.input = nn.Linear(length * columns, width)
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.output = nn.Linear(width, size)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = nn.Linear(width, length * outputs)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        hidden = self.input(x.flatten(-2)) + self.time(c_noise)
+        hidden = self.input(x.flatten(-2)) + self.time(c_noise).to(x.dtype)
         for block in self.blocks:
             hidden = hidden + block(functional.relu(hidden))
-        return self.output(functional.relu(hidden)).reshape(x.shape)
+        return self.output(functional.relu(hidden)).unflatten(-1, self.shape)

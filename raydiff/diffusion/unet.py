@@ -1,7 +1,8 @@
 """Temporal U-Net over the rows of a trajectory (Policy-Guided Diffusion; section A.4 i).
 
 Fully convolutional, so training and sampling lengths may differ; no attention and no residual connections. Groups
-are normalised over channels and rows together, as is usual in PyTorch.
+are normalised over channels and rows together, as is usual in PyTorch. Rows are convolved as images of height 1,
+whose channels may lie together in memory: on CPUs that is up to a third faster than one-dimensional convolutions.
 """
 
 from __future__ import annotations
@@ -30,20 +31,32 @@ class Sinusoid(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+def as_image(x: Tensor) -> Tensor:
+    """``[B, L, C] -> [B, C, 1, L]``: a view with its channels together on CPUs, which the layers then keep; elsewhere,
+    where group normalisation would reorder it every time, a copy with its rows together."""
+    x = x.transpose(1, 2).unsqueeze(2)
+    return x if x.device.type == "cpu" else x.contiguous()
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """The inverse, ``[B, C, 1, L] -> [B, L, C]``."""
+    return x.squeeze(2).transpose(1, 2)
+
+
 class ConvNorm(nn.Module):
     """Convolution over rows with zero padding, an optional added time term, group normalisation, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, time: int = 0) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(inputs, outputs, kernel)
-        self.padding = ((kernel - 1) // 2, kernel // 2)
+        self.convolution = nn.Conv2d(inputs, outputs, (1, kernel), padding=(0, (kernel - 1) // 2))
+        self.even = kernel % 2 == 0
         self.norm = nn.GroupNorm(GROUPS, outputs)
         self.time = nn.Linear(time, outputs) if time else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        x = self.convolution(functional.pad(x, self.padding))
+        x = self.convolution(functional.pad(x, (0, 1)) if self.even else x)
         if self.time is not None and embedding is not None:
-            x = x + self.time(embedding)[:, :, None]
+            x = x + self.time(embedding)[:, :, None, None]
         return functional.relu(self.norm(x), inplace=True)
 
 
@@ -57,15 +70,15 @@ class UpBlock(nn.Module):
         self.second = ConvNorm(width, width)
 
     def forward(self, x: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
-        x = self.up(functional.interpolate(x, size=skip.shape[2], mode="nearest"), embedding)
+        x = self.up(functional.interpolate(x, size=skip.shape[2:], mode="nearest"), embedding)
         return self.second(self.first(torch.cat([x, skip], dim=1)))
 
 
-class TemporalUNet(nn.Module):
-    """``x [B, L, C], c_noise [B] or [1] -> [B, L, C]`` for any ``L >= 2^(levels - 1)``; level ``i`` is
+class UNet(nn.Module):
+    """``x [B, L, columns], c_noise [B] or [1] -> [B, L, outputs]`` for any ``L >= 2^(levels - 1)``; level ``i`` is
     ``width * 2^i`` wide (``width`` a multiple of 8). The output layer starts at zero."""
 
-    def __init__(self, columns: int, width: int, levels: int) -> None:
+    def __init__(self, columns: int, width: int, levels: int, outputs: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(levels)]
         half = max(width // 8, 1)
@@ -78,22 +91,21 @@ class TemporalUNet(nn.Module):
         )
         self.down_second = nn.ModuleList(ConvNorm(size, size) for size in widths)
         self.up = nn.ModuleList(UpBlock(widths[level + 1], widths[level], width) for level in range(levels - 2, -1, -1))
-        self.output = nn.Conv1d(width, columns, 1)
-        nn.init.zeros_(self.output.weight)
-        if self.output.bias is not None:
-            nn.init.zeros_(self.output.bias)
+        self.output = nn.Conv2d(width, outputs, 1)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         if x.shape[1] < self.minimum_length:
             raise ValueError(f"{self.minimum_length} rows or more are needed, got {x.shape[1]}")
-        embedding = self.time(c_noise)
-        x = x.transpose(1, 2)
+        embedding = self.time(c_noise).to(x.dtype)
+        x = as_image(x)
         skips: list[Tensor] = []
         for level, (first, second) in enumerate(zip(self.down_first, self.down_second, strict=True)):
             if level:
-                x = functional.max_pool1d(x, 2)
+                x = functional.max_pool2d(x, (1, 2))
             x = second(first(x, embedding))
             skips.append(x)
         for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = block(x, skip, embedding)
-        return self.output(x).transpose(1, 2)
+        return as_rows(self.output(x))
