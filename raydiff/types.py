@@ -126,6 +126,20 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How well the valid actions of trajectories fit a policy, in environment units.
+
+    ``deviation``: mean over transitions and action entries of ``(a - policy mean)^2``. ``log_likelihood``: mean over
+    transitions of ``sum_j log pi(a_j | s)`` in nats (section I.2; a deterministic policy stands for a Gaussian of
+    standard deviation ``guidance.delta``), and ``own``, what the policy's own actions would have in these states.
+    """
+
+    deviation: float
+    log_likelihood: float
+    own: float
+
+
+@dataclass(frozen=True)
 class PolicyBlob:
     """A policy on its way to generators and evaluators: one flat float32 array and the spec to rebuild it."""
 

@@ -21,7 +21,12 @@ class Stage(NamedTuple):
 
 
 class Agent(Protocol):
-    """An offline learner. It is built by ``registry.build_agent``."""
+    """An offline learner. It is built by ``registry.build_agent``.
+
+    ``publish_critic``: its policies bring the mean of its two target critics along, for guidance by value.
+    """
+
+    publish_critic: bool
 
     def stages(self) -> list[Stage]:
         """The stages in order; their updates add up to the configured number."""

@@ -35,7 +35,7 @@ class IQL:
         self.spec = PolicySpec(
             kind="gaussian", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        self.updates = 0
+        self.updates, self.publish_critic = 0, False
         self._mean = observation_mean.to(config.device, torch.float32)
         self._std = observation_std.to(config.device, torch.float32)
         generator = torch.Generator().manual_seed(seed)
@@ -132,7 +132,8 @@ class IQL:
 
     def policy_blob(self, version: int) -> PolicyBlob:
         log_std = self._clamped_log_std()
-        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std)
+        critic = self.critic_target if self.publish_critic else None
+        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std, critic)
 
     def _clamped_log_std(self) -> Tensor:
         return self.log_std.clamp(self.options.log_std_min, self.options.log_std_max)

@@ -3,6 +3,9 @@
 Two kinds. ``deterministic`` is ``tanh`` of a network. ``gaussian`` has that as its mean and a standard deviation for
 each action that does not depend on the state; it is not squashed. Both take observations in environment units and
 normalise them as in training. Actions lie within -1 and 1.
+
+A policy may bring its critic along, for guidance by value: the mean of the two target critics of the learner, whose
+gradient, unlike that of the smaller one, does not jump where the two cross.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from raydiff.types import PolicyBlob
 
 class PolicySpec(BaseModel):
     """What the flat array of a policy means. It holds, in this order, the observation mean and standard deviation
-    ``[S]`` each, the network's weights, and for a Gaussian the log standard deviations ``[A]``."""
+    ``[S]`` each, the network's weights, for a Gaussian the log standard deviations ``[A]``, and with ``critic`` the
+    weights of the two critics, stacked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +32,7 @@ class PolicySpec(BaseModel):
     observation_size: int
     action_size: int
     hidden: tuple[int, ...]
+    critic: bool = False
 
 
 class Policy:
@@ -43,12 +48,20 @@ class Policy:
         self.spec = spec
         self.deterministic = spec.kind == "deterministic"
         self.network = MLP((spec.observation_size, *spec.hidden, spec.action_size), device=weights.device)
+        self.critic = None
+        if spec.critic:
+            inputs = spec.observation_size + spec.action_size
+            self.critic = MLP((inputs, *spec.hidden, 1), heads=2, device=weights.device)
         tail = 0 if self.deterministic else spec.action_size
-        counts = [spec.observation_size, spec.observation_size, len(self.network.flat), tail]
+        last = 0 if self.critic is None else len(self.critic.flat)
+        counts = [spec.observation_size, spec.observation_size, len(self.network.flat), tail, last]
         if weights.shape != (sum(counts),):
             raise ValueError(f"a policy with {spec} has {sum(counts)} weights, not {tuple(weights.shape)}")
-        self.observation_mean, self.observation_std, network, self.log_std = weights.detach().clone().split(counts)
+        parts = weights.detach().clone().split(counts)
+        self.observation_mean, self.observation_std, network, self.log_std, critic = parts
         self.network.load(network)
+        if self.critic is not None:
+            self.critic.load(critic)
 
     @staticmethod
     def from_blob(blob: PolicyBlob, device: torch.device | str = "cpu") -> Policy:
@@ -58,9 +71,13 @@ class Policy:
 
     def to_blob(self, version: int) -> PolicyBlob:
         """The policy as one float32 array with its spec."""
-        return pack_policy(
-            version, self.spec, self.observation_mean, self.observation_std, self.network.flat, self.log_std
-        )
+        statistics = self.observation_mean, self.observation_std
+        return pack_policy(version, self.spec, *statistics, self.network.flat, self.log_std, self.critic)
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether ``value`` and ``value_gradient`` can be asked."""
+        return self.critic is not None
 
     @torch.no_grad()
     def act(
@@ -95,10 +112,40 @@ class Policy:
             raise ValueError("a deterministic policy has no density: give delta, the width of a Gaussian round it")
         return (mean - action) / delta**2
 
+    @torch.no_grad()
+    def value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The critic's ``Q(s, a) [...]`` for ``observation [..., S]`` and ``action [..., A]`` in environment units.
+        Raises ``ValueError`` where the policy was published without it."""
+        return self._values(observation, action).view(observation.shape[:-1])
+
+    def value_gradient(self, observation: Tensor, action: Tensor) -> Tensor:
+        """``dQ/da [..., A]``; the same units and errors."""
+        with torch.inference_mode(False), torch.enable_grad():  # generators sample in inference mode
+            action = action.clone().requires_grad_()
+            return torch.autograd.grad(self._values(observation.clone(), action).sum(), action)[0]
+
+    def _values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Mean of the two critics ``[B]``, all leading axes flattened; it is differentiable by the action."""
+        if self.critic is None:
+            raise ValueError("this policy was published without its critic")
+        rows = observation.to(self.observation_mean).reshape(-1, self.spec.observation_size)
+        rows = (rows - self.observation_mean) / self.observation_std
+        inputs = torch.cat([rows, action.to(rows).reshape(-1, self.spec.action_size)], -1)
+        return (self.critic.head(0, inputs) + self.critic.head(1, inputs)).squeeze(-1) / 2
+
 
 def pack_policy(
-    version: int, spec: PolicySpec, observation_mean: Tensor, observation_std: Tensor, network: Tensor, log_std: Tensor
+    version: int,
+    spec: PolicySpec,
+    observation_mean: Tensor,
+    observation_std: Tensor,
+    network: Tensor,
+    log_std: Tensor,
+    critic: MLP | None = None,
 ) -> PolicyBlob:
-    """Bring the parts of a policy into one blob on the host. ``log_std`` is empty for a deterministic policy."""
-    flat = torch.cat([observation_mean, observation_std, network.detach(), log_std.detach()])
+    """Bring the parts of a policy into one blob on the host. ``log_std`` is empty for a deterministic policy;
+    ``critic`` are the two that the policy brings along, if any, and the spec says so in any case."""
+    parts = [observation_mean, observation_std, network, log_std] + ([] if critic is None else [critic.flat])
+    flat = torch.cat([part.detach() for part in parts])
+    spec = spec.model_copy(update={"critic": critic is not None})
     return PolicyBlob.pack(version, spec.model_dump(), flat.cpu().numpy())

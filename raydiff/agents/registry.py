@@ -28,10 +28,12 @@ def build_agent(
     observation_mean: np.ndarray | torch.Tensor,
     observation_std: np.ndarray | torch.Tensor,
     seed: int,
+    publish_critic: bool = False,
 ) -> Agent:
     """The configured learner, its weights drawn from ``seed``. ``observation_mean`` and ``observation_std`` ``[S]``
-    are those of the real data and never change; without ``normalize_observations`` they are not used.
-    Raises ``ValueError`` when they do not have ``observation_size`` entries."""
+    are those of the real data and never change; without ``normalize_observations`` they are not used. With
+    ``publish_critic`` its policies bring their critic along.
+    Raises ``ValueError`` when the statistics do not have ``observation_size`` entries."""
     mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (observation_mean, observation_std))
     if mean.shape != (observation_size,) or std.shape != (observation_size,):
         raise ValueError(f"statistics of {observation_size} observations are needed, got {mean.shape}, {std.shape}")
@@ -39,4 +41,6 @@ def build_agent(
         std = std + STD_EPSILON
     else:
         mean, std = torch.zeros(observation_size), torch.ones(observation_size)
-    return ALGORITHMS[config.algorithm](config, observation_size, action_size, mean, std, seed)
+    agent = ALGORITHMS[config.algorithm](config, observation_size, action_size, mean, std, seed)
+    agent.publish_critic = publish_critic
+    return agent

@@ -34,7 +34,7 @@ class TD3BC:
         self.spec = PolicySpec(
             kind="deterministic", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        self.updates = 0
+        self.updates, self.publish_critic = 0, False
         self._mean = observation_mean.to(config.device, torch.float32)
         self._std = observation_std.to(config.device, torch.float32)
         self._metrics: dict[str, Tensor] = {}
@@ -128,7 +128,8 @@ class TD3BC:
 
     def policy_blob(self, version: int) -> PolicyBlob:
         log_std = self.actor.flat.new_empty(0)
-        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std)
+        critic = self.critic_target if self.publish_critic else None
+        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std, critic)
 
     # ------------------------------------------------------------------------------------------------ state
 
