@@ -1,4 +1,4 @@
-"""Between trajectories in environment units and what the diffusion model sees (section A.5).
+"""Between rows in environment units and what the diffusion model sees (section A.5).
 
 Fitted once on real data, kept inside the model's checkpoint, never refitted on synthetic data.
 """
@@ -18,11 +18,14 @@ _ACTION_SPACES: tuple[ActionSpace, ...] = ("raw", "atanh")
 
 @dataclass(frozen=True)
 class TrajectoryNormalizer:
-    """Statistics ``mean [C]`` and ``std [C]`` of the columns observation | action | reward | terminal.
+    """Offset ``mean [C]`` and scale ``std [C]`` of the columns of a row, which is laid out as one of ``Layout``:
+    observation | action, then reward | terminal, then the next observation, as far as it goes.
 
-    Observations, actions (as they are, or through ``atanh`` of the value clipped to +-0.999) and rewards are
+    By ``fit`` observations, actions (as they are, or through ``atanh`` of the value clipped to +-0.999) and rewards are
     standardised; the terminal column is passed as it is, since the spread of a rare flag would blow it up.
     ``clipped_share`` is the share of action values that ``atanh`` had to clip; these do not come back exactly.
+    ``terminals``: whether any row is terminal; where none is, none is ever decoded, however noisy the column.
+    By ``fit_extremes`` every column lies within +-1.
     """
 
     mean: torch.Tensor
@@ -31,15 +34,16 @@ class TrajectoryNormalizer:
     action_size: int
     action_space: ActionSpace
     clipped_share: float = 0.0
+    terminals: bool = True
 
     @staticmethod
     def fit(
         rows: np.ndarray, observation_size: int, action_size: int, action_space: ActionSpace
     ) -> TrajectoryNormalizer:
-        """Statistics of ``rows [M, C]``; a column without spread gets standard deviation 1."""
-        columns = observation_size + action_size + 2
-        if rows.ndim != 2 or rows.shape[1] != columns or len(rows) == 0:
-            raise ValueError(f"rows must be [M, {columns}] with M > 0, got {rows.shape}")
+        """Mean and standard deviation of ``rows [M, C]``, those of a trajectory or of transitions; a column without
+        spread gets standard deviation 1."""
+        terminal = observation_size + action_size + 1
+        _check(rows, (terminal + 1, terminal + 1 + observation_size))
         if action_space not in _ACTION_SPACES:
             raise ValueError(f"action_space must be one of {_ACTION_SPACES}, got {action_space!r}")
         values = rows.astype(np.float64)
@@ -51,11 +55,25 @@ class TrajectoryNormalizer:
         mean, std = values.mean(axis=0), values.std(axis=0)
         # Rounding leaves a constant column with a spread of about 1e-16 of its value.
         std[std <= 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0
-        mean[-1], std[-1] = 0.0, 1.0
-        to_tensor = lambda array: torch.tensor(array, dtype=torch.float32)  # noqa: E731
+        mean[terminal], std[terminal] = 0.0, 1.0
         return TrajectoryNormalizer(
-            to_tensor(mean), to_tensor(std), observation_size, action_size, action_space, clipped
+            _tensor(mean),
+            _tensor(std),
+            observation_size,
+            action_size,
+            action_space,
+            clipped,
+            bool((rows[:, terminal] > 0.5).any()),
         )
+
+    @staticmethod
+    def fit_extremes(rows: np.ndarray, observation_size: int, action_size: int) -> TrajectoryNormalizer:
+        """Middle and half the range of ``rows [M, S+A]``, so that the data lie within +-1 (DyDiff, section D.2); a
+        column without spread gets scale 1."""
+        _check(rows, (observation_size + action_size,))
+        low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
+        half = np.where(high > low, (high - low) / 2, 1.0)
+        return TrajectoryNormalizer(_tensor((low + high) / 2), _tensor(half), observation_size, action_size, "raw")
 
     def encode(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows ``[..., C]`` in environment units to the model's units, on the device of the statistics."""
@@ -66,11 +84,13 @@ class TrajectoryNormalizer:
         return (rows - self.mean) / self.std
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
-        """Model units ``[..., C]`` back to rows: actions inside +-1, terminals exactly 0 or 1."""
+        """Model units ``[..., C]`` back to rows: actions inside +-1, terminals (where there are any) exactly 0 or 1."""
         rows = x * self.std + self.mean
         action = rows[..., self._actions]
         rows[..., self._actions] = torch.tanh(action) if self.action_space == "atanh" else action.clamp(-1.0, 1.0)
-        rows[..., -1] = (rows[..., -1] > 0.5).to(rows.dtype)
+        # Empty for rows of observation and action only.
+        flag = slice(self._actions.stop + 1, self._actions.stop + 2)
+        rows[..., flag] = ((rows[..., flag] > 0.5) & self.terminals).to(rows.dtype)
         return rows
 
     def to(self, device: torch.device | str) -> TrajectoryNormalizer:
@@ -82,6 +102,7 @@ class TrajectoryNormalizer:
             self.action_size,
             self.action_space,
             self.clipped_share,
+            self.terminals,
         )
 
     @property
@@ -113,6 +134,7 @@ class TrajectoryNormalizer:
             "sizes": torch.tensor([self.observation_size, self.action_size], dtype=torch.int64),
             "action_space": torch.tensor(_ACTION_SPACES.index(self.action_space), dtype=torch.int64),
             "clipped_share": torch.tensor(self.clipped_share, dtype=torch.float64),
+            "terminals": torch.tensor(self.terminals),
         }
 
     @staticmethod
@@ -126,4 +148,15 @@ class TrajectoryNormalizer:
             int(sizes[1]),
             _ACTION_SPACES[int(state["action_space"])],
             float(state["clipped_share"]),
+            bool(state["terminals"]),
         )
+
+
+def _check(rows: np.ndarray, columns: tuple[int, ...]) -> None:
+    if rows.ndim != 2 or rows.shape[1] not in columns or len(rows) == 0:
+        wanted = " or ".join(f"[M, {count}]" for count in columns)
+        raise ValueError(f"rows must be {wanted} with M > 0, got {rows.shape}")
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.tensor(array, dtype=torch.float32)

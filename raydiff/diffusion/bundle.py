@@ -15,18 +15,20 @@ from safetensors.torch import load_file, save_file
 
 from raydiff.config import DenoiserConfig
 from raydiff.data.normalizer import TrajectoryNormalizer
+from raydiff.data.windows import Layout
 from raydiff.diffusion.edm import Denoiser
-from raydiff.diffusion.networks import build_network
+from raydiff.diffusion.training_set import build_denoiser, columns_of
 from raydiff.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, SPEC = "weights.safetensors", "bundle.json"
 
 
 @dataclass(frozen=True)
 class DenoiserBundle:
     """Averaged weights in ``denoiser`` (in evaluation mode), the ``normalizer`` of its rows, the number of rows
-    ``length`` and the sizes of their parts; ``hash`` names the training that it came from."""
+    ``length`` and the sizes of their parts; ``hash`` names the training that it came from, and ``layout`` says what a
+    row is."""
 
     denoiser: Denoiser
     normalizer: TrajectoryNormalizer
@@ -35,10 +37,11 @@ class DenoiserBundle:
     action_size: int
     hash: str
     config: DenoiserConfig
+    layout: Layout = "trajectory"
 
     @property
     def columns(self) -> int:
-        return self.observation_size + self.action_size + 2
+        return columns_of(self.layout, self.observation_size, self.action_size)
 
     def to(self, device: torch.device | str) -> DenoiserBundle:
         """A copy on ``device``, or itself when it is there already."""
@@ -57,6 +60,7 @@ class DenoiserBundle:
         tensors |= {f"normalizer.{name}": value for name, value in self.normalizer.state().items()}
         spec = {
             "format": FORMAT,
+            "layout": self.layout,
             "length": self.length,
             "observation_size": self.observation_size,
             "action_size": self.action_size,
@@ -78,17 +82,17 @@ class DenoiserBundle:
         for name, array in arrays.items():
             part, _, key = name.partition(".")
             parts[part][key] = torch.from_numpy(np.array(array))
-        columns = spec["observation_size"] + spec["action_size"] + 2
-        denoiser = Denoiser(build_network(config.network, spec["length"], columns), spec["sigma_data"])
+        layout, sizes = spec["layout"], (spec["length"], spec["observation_size"], spec["action_size"])
+        denoiser = build_denoiser(config, layout, *sizes)
+        denoiser.sigma_data = spec["sigma_data"]
         denoiser.load_state_dict(parts["denoiser"])
         return DenoiserBundle(
             denoiser.to(device).eval().requires_grad_(False),
             TrajectoryNormalizer.from_state(parts["normalizer"]).to(device),
-            spec["length"],
-            spec["observation_size"],
-            spec["action_size"],
+            *sizes,
             spec["hash"],
             config,
+            layout,
         )
 
     def save(self, folder: Path) -> None:

@@ -31,27 +31,46 @@ class Denoiser(nn.Module):
         level = per_trajectory(sigma, x)
         total = level.square() + self.sigma_data**2
         inverse = total.rsqrt()
-        output = self.network(x * inverse, sigma.log() / 4)
+        output = self.network(self.network_input(x, x * inverse), sigma.log() / 4)
         return torch.addcmul(x * (self.sigma_data**2 / total), level * inverse * self.sigma_data, output)
 
+    def network_input(self, x: Tensor, scaled: Tensor) -> Tensor:
+        """What the network sees of ``x``, given ``scaled = c_in x``."""
+        return scaled
 
-def loss(denoiser: Denoiser, y: Tensor, generator: torch.Generator, p_mean: float, p_std: float) -> Tensor:
+    def start(self, y: Tensor, noisy: Tensor) -> Tensor:
+        """The training input for clean ``y`` and ``noisy = y + sigma * noise``."""
+        return noisy
+
+
+def loss(
+    denoiser: Denoiser,
+    y: Tensor,
+    generator: torch.Generator,
+    p_mean: float,
+    p_std: float,
+    counted: Tensor | None = None,
+) -> Tensor:
     """Weighted denoising error of clean trajectories ``y [B, L, C]``, one log-normal noise level per trajectory.
 
     The weight ``1 / c_out^2`` makes the expected loss exactly 1 for a network that outputs zero, at every level, so
-    1 means that nothing beyond the marginals was learnt (section A.2). Scalar tensor.
+    1 means that nothing beyond the marginals was learnt (section A.2). ``counted [B, L, C]`` bool tells which entries
+    it is the mean of; None: all. Scalar tensor.
     """
     normal = torch.randn(len(y), generator=generator, device=y.device, dtype=y.dtype)
-    return loss_at(denoiser, y, (p_mean + p_std * normal).exp(), generator)
+    return loss_at(denoiser, y, (p_mean + p_std * normal).exp(), generator, counted)
 
 
-def loss_at(denoiser: Denoiser, y: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+def loss_at(
+    denoiser: Denoiser, y: Tensor, sigma: Tensor, generator: torch.Generator, counted: Tensor | None = None
+) -> Tensor:
     """The same at given noise levels ``sigma [B]``."""
     level = per_trajectory(sigma, y)
     noise = torch.randn(y.shape, generator=generator, device=y.device, dtype=y.dtype)
-    error = denoiser(torch.addcmul(y, level, noise), sigma) - y
+    error = denoiser(denoiser.start(y, torch.addcmul(y, level, noise)), sigma) - y
     weight = (level.square() + denoiser.sigma_data**2).sqrt() / (level * denoiser.sigma_data)
-    return (error * weight).square().mean()
+    squared = (error * weight).square()
+    return squared.mean() if counted is None else torch.where(counted, squared, 0.0).sum() / counted.sum()
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:

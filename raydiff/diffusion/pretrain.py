@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 
 from raydiff.config import DenoiserConfig
-from raydiff.data.windows import Windows
+from raydiff.data.windows import Layout, Windows
 from raydiff.diffusion.bundle import FORMAT, DenoiserBundle
 from raydiff.diffusion.trainer import DenoiserTrainer
 
@@ -28,12 +28,19 @@ Progress = Callable[[int, int, float, float | None], None]
 CHECKPOINT = "checkpoint.safetensors"
 REPORTS = 100
 HOLDOUT_EVERY = 5
+UNUSED: dict[Layout, set[str]] = {
+    "trajectory": {"mask_conditions", "clean_conditions"},
+    "transition": {"mask_conditions", "clean_conditions", "length", "stride"},
+    "conditional": {"action_space"},
+}
 
 
-def denoiser_key(dataset_hash: str, config: DenoiserConfig) -> str:
-    """Name of the denoiser that this data and configuration lead to, whatever the machine it is trained on."""
-    content = config.model_dump(mode="json", exclude={"cpus", "gpus", "device", "checkpoint_every"})
-    text = json.dumps({"format": FORMAT, "dataset": dataset_hash, "config": content}, sort_keys=True)
+def denoiser_key(dataset_hash: str, config: DenoiserConfig, layout: Layout = "trajectory") -> str:
+    """Name of the denoiser that this data, configuration and layout lead to, whatever the machine it is trained on."""
+    elsewhere = {"cpus", "gpus", "device", "checkpoint_every"}
+    content = config.model_dump(mode="json", exclude=elsewhere | UNUSED[layout])
+    facts = {"format": FORMAT, "dataset": dataset_hash, "layout": layout, "config": content}
+    text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -46,7 +53,7 @@ def load_or_pretrain(
     progress: Progress | None = None,
 ) -> DenoiserBundle:
     """The denoiser from ``cache/denoisers/<key>/``; trained there (or finished) when it is not complete."""
-    folder = cache / "denoisers" / denoiser_key(dataset_hash, config)
+    folder = cache / "denoisers" / denoiser_key(dataset_hash, config, windows.layout)
     if DenoiserBundle.exists(folder):
         return DenoiserBundle.load(folder, config.device)
     return pretrain(windows, config, dataset_hash=dataset_hash, folder=folder, progress=progress)
@@ -66,7 +73,7 @@ def pretrain(
     step, leaves a checkpoint and is raised. ``progress`` is called about every 1 % of the steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key, checkpoint = denoiser_key(dataset_hash, config), folder / CHECKPOINT
+    key, checkpoint = denoiser_key(dataset_hash, config, windows.layout), folder / CHECKPOINT
     trainer = DenoiserTrainer(windows, config)
     if checkpoint.is_file():
         trainer.restore(checkpoint, key)
@@ -80,9 +87,10 @@ def pretrain(
         trainer.normalizer,
         windows.length,
         windows.observation_size,
-        trainer.normalizer.action_size,
+        windows.action_size,
         key,
         config,
+        windows.layout,
     )
     bundle.save(folder)
     checkpoint.unlink(missing_ok=True)

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from raydiff.config import DenoiserConfig
-from raydiff.data.normalizer import TrajectoryNormalizer
 from raydiff.data.windows import Windows
 from raydiff.diffusion.bundle import write_tensors
-from raydiff.diffusion.edm import Denoiser, loss, loss_at
-from raydiff.diffusion.networks import build_network
+from raydiff.diffusion.conditional import ConditionalDenoiser
+from raydiff.diffusion.edm import loss, loss_at
+from raydiff.diffusion.training_set import build_denoiser, fit_normalizer
 from raydiff.errors import UserError
 
 HOLDOUT_WINDOWS = 1024
@@ -42,21 +42,26 @@ class DenoiserTrainer:
     def __init__(self, windows: Windows, config: DenoiserConfig) -> None:
         self.config = config
         self.device = torch.device(config.device)
-        action_size = windows.rows.shape[1] - windows.observation_size - 2
-        self.normalizer = TrajectoryNormalizer.fit(
-            windows.rows, windows.observation_size, action_size, config.action_space
-        ).to(self.device)
+        self.normalizer = fit_normalizer(windows, config).to(self.device)
         rows = self.normalizer.encode(torch.from_numpy(windows.rows).to(self.device))
         # Every window as one record of a strided view, so that a batch is a single gather.
         count, columns = rows.shape
         self.records = rows.as_strided((count - windows.length + 1, windows.length * columns), (columns, 1))
         self.shape = (windows.length, columns)
         self.train = torch.from_numpy(np.ascontiguousarray(windows.train, dtype=np.int64)).to(self.device)
-        self.validation = self._clean(_spread(windows.validation, HOLDOUT_WINDOWS).to(self.device))
+        self.validation = _spread(windows.validation, HOLDOUT_WINDOWS).to(self.device)
+        sizes = (windows.length, windows.observation_size, windows.action_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = build_network(config.network, *self.shape)
-        self.denoiser = Denoiser(network).to(self.device)
+            self.denoiser = build_denoiser(config, windows.layout, *sizes).to(self.device)
+        # Which entries are learnt [L, C] and which rows are padding, as records [windows, L]; None: all, and none.
+        self.learnt: Tensor | None = None
+        if isinstance(self.denoiser, ConditionalDenoiser) and config.mask_conditions:
+            self.learnt = ~self.denoiser.given
+        self.padding: Tensor | None = None
+        if windows.padding is not None:
+            flags = torch.from_numpy(windows.padding).to(self.device)
+            self.padding = flags.as_strided((count - windows.length + 1, windows.length), (1, 1))
         self.average = copy.deepcopy(self.denoiser).requires_grad_(False)
         self.weights: list[Tensor] = list(self.denoiser.parameters())
         self.averages: list[Tensor] = list(self.average.parameters())
@@ -67,13 +72,32 @@ class DenoiserTrainer:
     def _clean(self, starts: Tensor) -> Tensor:
         return self.records.index_select(0, starts).view(len(starts), *self.shape)
 
+    def _counted(self, starts: Tensor) -> Tensor | None:
+        """Which entries ``[B, L, C]`` of these windows enter the loss; None: all."""
+        shape = (len(starts), *self.shape)
+        counted = None if self.learnt is None else self.learnt.expand(shape)
+        if self.padding is None:
+            return counted
+        real = ~self.padding.index_select(0, starts).unsqueeze(-1)
+        return real.expand(shape) if counted is None else counted & real
+
     def advance(self) -> Tensor:
         """One optimiser step; returns its loss, a detached scalar on the device."""
         config = self.config
         chosen = torch.randint(len(self.train), (config.batch_size,), generator=self.generator, device=self.device)
-        value = loss(self.denoiser, self._clean(self.train[chosen]), self.generator, config.p_mean, config.p_std)
+        starts = self.train[chosen]
+        value = loss(
+            self.denoiser,
+            self._clean(starts),
+            self.generator,
+            config.p_mean,
+            config.p_std,
+            self._counted(starts),
+        )
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
+        if config.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights, config.gradient_clip)
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, config)
         self.optimizer.step()
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
@@ -88,7 +112,8 @@ class DenoiserTrainer:
         generator = torch.Generator(self.device).manual_seed(0)
         normal = torch.randn(len(self.validation), generator=generator, device=self.device)
         sigma = (self.config.p_mean + self.config.p_std * normal).exp()
-        return float(loss_at(self.average, self.validation, sigma, generator))
+        y, counted = self._clean(self.validation), self._counted(self.validation)
+        return float(loss_at(self.average, y, sigma, generator, counted))
 
     def save(self, path: Path, key: str) -> None:
         """Everything that the rest of the run depends on, as one safetensors file, written atomically."""

@@ -97,8 +97,58 @@ def test_state_round_trip_is_plain_tensors() -> None:
     assert moved.mean.device.type == moved.std.device.type == "meta"
 
 
+def test_transitions_round_trip_with_terminals_inside_the_row() -> None:
+    """A6 for rows of 2S+A+2 columns: the terminal column is not the last, and not standardised."""
+    rows = np.concatenate([_rows(), _rows()[::-1, :SIZE]], axis=1)
+    rows[:, -2] = 0.7
+    normalizer = TrajectoryNormalizer.fit(rows, SIZE, ACTION_SIZE, "raw")
+    terminal = SIZE + ACTION_SIZE + 1
+    x = normalizer.encode(torch.tensor(rows))
+    assert torch.equal(x[:, terminal], torch.tensor(rows[:, terminal]))
+    assert float(normalizer.std[-2]) == 1.0
+    assert float(x[:, -1].double().std(correction=0)) == pytest.approx(1.0, abs=1e-5)
+    decoded = normalizer.decode(x)
+    np.testing.assert_allclose(decoded, rows, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(decoded[:, terminal], rows[:, terminal])
+    noisy = normalizer.decode(torch.randn(200, rows.shape[1], generator=torch.Generator().manual_seed(0)))
+    assert set(noisy[:, terminal].tolist()) == {0.0, 1.0}
+    assert len(noisy[:, -1].unique()) == 200
+
+
+def test_extremes_are_plus_and_minus_one() -> None:
+    """A6 for rows of S+A columns, scaled by the data's extremes (section D.2)."""
+    rows = _rows()[:, : SIZE + ACTION_SIZE]
+    rows[:, 3] = 0.3
+    normalizer = TrajectoryNormalizer.fit_extremes(rows, SIZE, ACTION_SIZE)
+    x = normalizer.encode(torch.tensor(rows))
+    varied = [i for i in range(rows.shape[1]) if rows[:, i].min() < rows[:, i].max()]
+    assert len(varied) == rows.shape[1] - 1
+    np.testing.assert_allclose(x[:, varied].amin(0), -1.0, atol=1e-6)
+    np.testing.assert_allclose(x[:, varied].amax(0), 1.0, atol=1e-6)
+    assert x[:, 3].abs().max() < 1e-6
+    np.testing.assert_allclose(normalizer.decode(x), rows, rtol=0, atol=1e-6)
+    back = TrajectoryNormalizer.from_state(normalizer.state())
+    assert torch.equal(back.encode(torch.tensor(rows)), x)
+    beyond = normalizer.decode(torch.full((2, rows.shape[1]), 50.0))
+    assert beyond[:, SIZE:].max() == 1.0
+    assert beyond[:, 0].min() > rows[:, 0].max(), "states are free"
+
+
 def test_wrong_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[M, 9\]"):
+    with pytest.raises(ValueError, match=r"\[M, 8\]"):
+        TrajectoryNormalizer.fit_extremes(_rows(), SIZE, ACTION_SIZE)
+    with pytest.raises(ValueError, match=r"\[M, 9\] or \[M, 14\]"):
         TrajectoryNormalizer.fit(_rows(), SIZE, ACTION_SIZE - 1, "raw")
     with pytest.raises(ValueError, match="action_space"):
         TrajectoryNormalizer.fit(_rows(), SIZE, ACTION_SIZE, "tanh")  # type: ignore[arg-type]
+
+
+def test_data_without_terminals_never_decode_to_one() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, SIZE + ACTION_SIZE + 2)).astype(np.float32)
+    rows[:, -1] = 0
+    loud = torch.full((4, SIZE + ACTION_SIZE + 2), 3.0)
+    without = TrajectoryNormalizer.fit(rows, SIZE, ACTION_SIZE, "raw")
+    assert not without.decode(loud)[:, -1].any()
+    assert not TrajectoryNormalizer.from_state(without.state()).to("cpu").decode(loud)[:, -1].any()
+    rows[7, -1] = 1
+    assert TrajectoryNormalizer.fit(rows, SIZE, ACTION_SIZE, "raw").decode(loud)[:, -1].all()

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raydiff.data.conditional_windows import conditional_windows
 from raydiff.data.dataset import Dataset
+from raydiff.data.transition_rows import transition_windows
 from raydiff.data.windows import Windows, make_windows
 from raydiff.errors import UserError
 from raydiff.types import Trajectories
@@ -151,3 +153,86 @@ def test_gather_is_slices_in_any_order() -> None:
 def test_too_short_episodes_are_named() -> None:
     with pytest.raises(UserError, match=r"longest of 3 episodes has 6 rows.*denoiser\.length=9"):
         make_windows(_dataset([(4, "timeout"), (5, "terminal"), (3, "open")]), 9, 1, 0.1, 0)
+
+
+KINDS = st.lists(
+    st.tuples(st.integers(1, 12), st.sampled_from(["terminal", "timeout"])), min_size=1, max_size=12
+).flatmap(lambda lengths: st.sampled_from([lengths, [*lengths[:-1], (lengths[-1][0], "open")]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(KINDS, st.booleans())
+def test_transitions_have_true_successors_only(lengths: list[tuple[int, str]], stored: bool) -> None:
+    dataset = _dataset(lengths, stored)
+    expected = [(e, t) for e, (rows, _) in enumerate(lengths) for t in range(rows if stored else rows - 1)]
+    if len(expected) < 2:
+        with pytest.raises(UserError, match="known successor"):
+            transition_windows(dataset, 0.2, seed=1)
+        return
+    windows = transition_windows(dataset, 0.2, seed=1)
+    assert (windows.layout, windows.length, windows.rows.shape[1]) == ("transition", 1, 2 * SIZE + ACTION_SIZE + 2)
+    rows = _all(windows)[:, 0]
+    assert [(int(row[0]), int(row[1])) for row in rows] == expected
+    np.testing.assert_array_equal(rows[:, -SIZE:], rows[:, :SIZE] + np.array([0, 1, 1]))
+    row = rows[:, 2].astype(int)
+    np.testing.assert_array_equal(rows[:, SIZE : SIZE + ACTION_SIZE], dataset.action[row])
+    np.testing.assert_array_equal(rows[:, SIZE + ACTION_SIZE], dataset.reward[row])
+    np.testing.assert_array_equal(rows[:, SIZE + ACTION_SIZE + 1], dataset.terminal[row])
+    assert rows[:, SIZE + ACTION_SIZE + 1].sum() == (sum(end == "terminal" for _, end in lengths) if stored else 0)
+    episodes = [set(windows.gather(part)[:, 0, 0].tolist()) for part in (windows.train, windows.validation)]
+    assert all(episodes)
+    if len({e for e, _ in expected}) > 1:
+        assert not episodes[0] & episodes[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(KINDS, st.integers(2, 6), st.booleans())
+def test_conditional_windows_are_at_every_offset_and_padded_only_behind_short_episodes(
+    lengths: list[tuple[int, str]], length: int, stored: bool
+) -> None:
+    dataset = _dataset(lengths, stored)
+    have = [rows + (stored and end == "terminal") for rows, end in lengths]
+    expected = [(e, t) for e, n in enumerate(have) if n > 1 for t in range(max(1, n - length + 1))]
+    if len(expected) < 2:
+        with pytest.raises(UserError, match=r"denoiser\.length"):
+            conditional_windows(dataset, length, 1, 0.2, seed=1)
+        return
+    windows = conditional_windows(dataset, length, 1, 0.2, seed=1)
+    assert (windows.layout, windows.rows.shape[1]) == ("conditional", SIZE + ACTION_SIZE)
+    content = _all(windows)
+    if len({e for e, _ in expected}) == 1:  # Windows that share rows with those held out are left out.
+        assert set(_starts(windows)) <= set(expected)
+        expected = _starts(windows)
+    assert _starts(windows) == expected
+    starts = np.sort(np.concatenate([windows.train, windows.validation]))
+    padding = np.zeros(len(windows.rows), dtype=bool) if windows.padding is None else windows.padding
+    assert (windows.padding is None) == all(n >= length or n == 1 for n in have)
+    actions = {tuple(action) for action in dataset.action}
+    for (episode, first), window, start in zip(expected, content, starts, strict=True):
+        real = min(length, have[episode] - first)
+        assert padding[start : start + length].tolist() == [False] * real + [True] * (length - real)
+        assert (window[:, 0] == episode).all()
+        assert window[:real, 1].tolist() == list(range(first, first + real))
+        assert (window[real:, :SIZE] == window[real - 1, :SIZE]).all()
+        taken = min(real, lengths[episode][0] - first)
+        row = int(window[0, 2])
+        np.testing.assert_array_equal(window[:taken, SIZE:], dataset.action[row : row + taken])
+        assert {tuple(action) for action in window[:, SIZE:]} <= actions
+
+
+def test_conditional_padding_is_reproducible_and_unlike_any_marker() -> None:
+    """Actions behind an end are the data's own, each with its own draw: no value tells the network of the end."""
+    dataset = _dataset([(4, "terminal"), (3, "timeout"), (5, "terminal")])
+    first, again, other = (conditional_windows(dataset, 30, 1, 0.3, seed).rows for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first[:, SIZE:] != other[:, SIZE:]).any()
+    np.testing.assert_array_equal(first[:, :SIZE], other[:, :SIZE])
+    assert len(np.unique(first[5:30, SIZE:], axis=0)) > 5
+
+
+def test_conditional_stride_and_episode_holdout() -> None:
+    dataset = _dataset([(12, "timeout"), (8, "terminal"), (3, "timeout")])
+    windows = conditional_windows(dataset, 4, 3, 0.3, seed=0)
+    assert _starts(windows) == [(0, 0), (0, 3), (0, 6), (0, 8), (1, 0), (1, 3), (1, 5), (2, 0)]
+    held = set(windows.gather(windows.validation)[:, 0, 0].tolist())
+    assert not held & set(windows.gather(windows.train)[:, 0, 0].tolist())

@@ -15,11 +15,11 @@ from raydiff.config import DenoiserConfig, GuidanceConfig, NetworkConfig
 from raydiff.data.windows import Windows
 from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.edm import karras_sigmas
-from raydiff.diffusion.guidance import PolicyGuidance
 from raydiff.diffusion.pretrain import CHECKPOINT, denoiser_key, load_or_pretrain, pretrain
 from raydiff.diffusion.samplers import sample_heun
 from raydiff.diffusion.trainer import learning_rate
 from raydiff.errors import UserError
+from raydiff.guidance.policy import PolicyGuidance
 
 OBSERVATIONS, ACTIONS = 2, 1
 
