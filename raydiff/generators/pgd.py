@@ -3,14 +3,71 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from raydiff.config import GuidanceConfig, SamplerConfig
 from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.edm import karras_sigmas
-from raydiff.diffusion.guidance import REFERENCE_STEPS, ActionDistribution, PolicyGuidance
-from raydiff.diffusion.samplers import Churn, nfe, sample_heun
-from raydiff.generators.api import GeneratedTrajectories, action_deviation, keyed_generator
+from raydiff.diffusion.precision import in_precision
+from raydiff.diffusion.samplers import Churn, network_calls, solver_of
+from raydiff.generators.api import GeneratedTrajectories, action_agreement, keyed_generator
+from raydiff.guidance.api import ActionDistribution
+from raydiff.guidance.build import guidance_hooks
 from raydiff.types import Trajectories
+
+
+class GuidedSampling:
+    """From normalised noise to trajectories: what generating anew and refreshing share.
+
+    ``bundle`` is a denoiser of layout ``trajectory``; ``ValueError`` for another.
+    """
+
+    def __init__(
+        self, bundle: DenoiserBundle, sampler: SamplerConfig, guidance: GuidanceConfig, device: torch.device | str
+    ) -> None:
+        if bundle.layout != "trajectory":
+            raise ValueError(f"whole trajectories need a denoiser of them, not one of layout {bundle.layout!r}")
+        self.bundle, self.sampler, self.guidance, self.device = (
+            bundle.to(device),
+            sampler,
+            guidance,
+            torch.device(device),
+        )
+        self.denoise = in_precision(self.bundle.denoiser, sampler.precision)
+        self.solver = solver_of(sampler.solver)
+
+    def run(
+        self,
+        x: Tensor,
+        sigmas: Tensor,
+        policy: ActionDistribution | None,
+        generator: torch.Generator,
+        strength: float | None = None,
+        start: float = 0.0,
+    ) -> GeneratedTrajectories:
+        """Denoise ``x [n, L, C]`` from ``sigmas[0]`` on, ``start`` of the way through the noise schedule; ``strength``
+        None: the configured one."""
+        guidance, steps = self.guidance, len(sigmas) - 1
+        if strength is not None:
+            guidance = guidance.model_copy(update={"strength": strength})
+        hooks = guidance_hooks(self.bundle.normalizer, guidance, policy, steps, start=start, denoise=self.denoise)
+        x = self.solver(
+            self.denoise,
+            x,
+            sigmas,
+            churn=churn_of(self.sampler, start),
+            guide=hooks.guide if hooks else None,
+            shift=hooks.shift if hooks else None,
+            euler_from_unchurned=hooks.euler_from_unchurned if hooks else False,
+            generator=generator,
+        )
+        rows = self.bundle.normalizer.decode(x).cpu().numpy()
+        made = Trajectories(rows, self.bundle.observation_size, self.bundle.action_size)
+        fit = None if policy is None else action_agreement(made, policy, self.device, guidance.delta)
+        calls = network_calls(self.sampler.solver, steps) + (hooks.calls(steps) if hooks else 0)
+        return GeneratedTrajectories(
+            made, calls, hooks.name if hooks else "none", hooks.strength if hooks else 0.0, fit
+        )
 
 
 class TrajectoryGenerator:
@@ -23,58 +80,20 @@ class TrajectoryGenerator:
         guidance: GuidanceConfig,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.bundle = bundle.to(device)
-        self.sampler, self.guidance, self.device = sampler, guidance, torch.device(device)
+        self.sampling = GuidedSampling(bundle, sampler, guidance, device)
         self.sigmas = karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho)
 
     @torch.inference_mode()
-    def generate(self, policy: ActionDistribution | None, n: int, key: tuple[int, ...]) -> GeneratedTrajectories:
+    def generate(
+        self, policy: ActionDistribution | None, n: int, key: tuple[int, ...], strength: float | None = None
+    ) -> GeneratedTrajectories:
         """``n`` trajectories guided towards ``policy``, or unguided where it is None or the guidance is ``none``."""
-        bundle, generator = self.bundle, keyed_generator(key, self.device)
-        noise = torch.randn(n, bundle.length, bundle.columns, generator=generator, device=self.device)
-        x = sample_heun(
-            bundle.denoiser,
-            noise.mul_(self.sampler.sigma_max),
-            self.sigmas,
-            churn=churn_of(self.sampler),
-            guide=guide_of(bundle, self.guidance, policy, self.sampler.steps),
-            generator=generator,
-        )
-        return describe(bundle, x, policy, self.guidance, self.sampler.steps)
+        bundle, device = self.sampling.bundle, self.sampling.device
+        generator = keyed_generator(key, device)
+        noise = torch.randn(n, bundle.length, bundle.columns, generator=generator, device=device)
+        return self.sampling.run(noise.mul_(self.sampling.sampler.sigma_max), self.sigmas, policy, generator, strength)
 
 
 def churn_of(sampler: SamplerConfig, start: float = 0.0) -> Churn:
     """The configured fresh noise, of which a run that starts at ``start`` of the schedule gets its share."""
     return Churn(sampler.churn * (1.0 - start), sampler.churn_min, sampler.churn_max, sampler.churn_noise)
-
-
-def is_guided(config: GuidanceConfig, policy: ActionDistribution | None) -> bool:
-    return policy is not None and config.kind == "policy" and config.strength > 0.0
-
-
-def guide_of(
-    bundle: DenoiserBundle, config: GuidanceConfig, policy: ActionDistribution | None, steps: int, start: float = 0.0
-) -> PolicyGuidance | None:
-    """The guidance hook, or None where nothing is to be guided."""
-    if policy is None or not is_guided(config, policy):
-        return None
-    return PolicyGuidance(policy, bundle.normalizer, config, steps, start=start)
-
-
-def describe(
-    bundle: DenoiserBundle,
-    x: torch.Tensor,
-    policy: ActionDistribution | None,
-    config: GuidanceConfig,
-    steps: int,
-    start: float = 0.0,
-) -> GeneratedTrajectories:
-    """Sampler output ``x [n, L, C]`` as trajectories in environment units, with how they came about."""
-    rows = bundle.normalizer.decode(x).cpu().numpy()
-    trajectories = Trajectories(rows, bundle.observation_size, bundle.action_size)
-    name, strength = "none", 0.0
-    if is_guided(config, policy):
-        scale = REFERENCE_STEPS * (1.0 - start) / steps if config.mode == "paper" else 1.0
-        name, strength = config.mode, config.strength * scale
-    deviation = None if policy is None else action_deviation(trajectories, policy, bundle.normalizer.mean.device)
-    return GeneratedTrajectories(trajectories, nfe(steps), name, strength, deviation)

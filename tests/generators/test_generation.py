@@ -16,7 +16,7 @@ from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.edm import Denoiser
 from raydiff.diffusion.networks import build_network
 from raydiff.generators.pgd import TrajectoryGenerator
-from raydiff.generators.refine import refresh, schedule_progress
+from raydiff.generators.refine import Refresher, schedule_progress
 from raydiff.types import Trajectories
 
 S, A, L = 3, 2, 3
@@ -60,7 +60,7 @@ def test_generates_in_environment_units():
     assert made.trajectories.rows.dtype == np.float32
     assert np.abs(made.trajectories.action).max() <= 1
     assert set(np.unique(made.trajectories.terminal)) <= {0.0, 1.0}
-    assert (made.nfe, made.guidance, made.strength, made.deviation) == (15, "none", 0.0, None)
+    assert (made.nfe, made.guidance, made.strength, made.agreement) == (15, "none", 0.0, None)
 
 
 def test_same_key_same_bytes_and_no_other_source_of_randomness():
@@ -102,7 +102,7 @@ def test_guidance_brings_actions_nearer_to_the_policy(mode, deterministic, space
     assert guided.guidance == mode
     assert guided.strength == pytest.approx(0.05 * 256 / 8 if mode == "paper" else 2.0)
     assert plain.guidance == "none"
-    assert guided.deviation < 0.7 * plain.deviation
+    assert guided.agreement.deviation < 0.7 * plain.agreement.deviation
 
 
 def test_unguided_ways_agree_bit_for_bit():
@@ -119,7 +119,7 @@ def test_deviation_counts_valid_transitions_only():
     made = generate(GuidanceConfig(kind="none"), policy)
     steps = made.trajectories.transitions()
     mean = policy.distribution(torch.from_numpy(steps.observation))[0].numpy()
-    assert made.deviation == pytest.approx(float(((steps.action - mean) ** 2).mean()), rel=1e-5)
+    assert made.agreement.deviation == pytest.approx(float(((steps.action - mean) ** 2).mean()), rel=1e-5)
 
 
 def stored(bundle, n=4_000, seed=1):
@@ -130,7 +130,7 @@ def stored(bundle, n=4_000, seed=1):
 
 def refreshed(bundle, trajectories, sigma, policy=None, guidance=None, key=(5,), steps=12):
     refiner = RefinerConfig(sigma=sigma, steps=steps)
-    return refresh(bundle, trajectories, policy, refiner, SAMPLER, guidance or GuidanceConfig(), key)
+    return Refresher(bundle, SAMPLER, guidance or GuidanceConfig(), refiner).refine(trajectories, policy, key)
 
 
 @pytest.mark.parametrize("space", ["raw", "atanh"])
@@ -176,7 +176,7 @@ def test_refresh_follows_the_current_policy(mode):
     guidance = GuidanceConfig(mode=mode, strength=0.05 if mode == "paper" else 2.0)
     guided = refreshed(bundle, before, 1.0, policy, guidance)
     plain = refreshed(bundle, before, 1.0, policy, GuidanceConfig(kind="none"))
-    assert guided.deviation < 0.8 * plain.deviation
+    assert guided.agreement.deviation < 0.8 * plain.agreement.deviation
     again = refreshed(bundle, before, 1.0, policy, guidance)
     assert digest(again.trajectories.rows) == digest(guided.trajectories.rows)
 

@@ -38,6 +38,25 @@ def test_validate_drops_with_reasons(space):
     assert (len(none), dropped) == (0, {"not_finite": 10})
 
 
+def test_validate_looks_at_transitions_only():
+    """Rewards far from 0, so that the zeros of a closing row and of rows behind a terminal are far from the data."""
+    rows = trajectories().rows
+    rows[..., -2] += 1_000
+    normalizer = TrajectoryNormalizer.fit(rows.reshape(-1, S + A + 2), S, A, "raw")
+    rows[:, -1, S:] = 0.0
+    rows[0, 1, -1] = 1.0  # a terminal in row 1, whose successor is row 2
+    rows[0, 2, S:] = rows[0, 3] = 0.0
+    kept, dropped = validate(Trajectories(rows, S, A), normalizer, 6.0)
+    assert (len(kept), dropped) == (10, {})
+    rows[0, 3, 0] = rows[1, 3, -1] = 99.0
+    assert validate(Trajectories(rows, S, A), normalizer, 6.0)[1] == {}
+    rows[0, 2, 0] = rows[2, 3, 0] = rows[3, 1, -2] = 99.0
+    rows[4, 3, -1] = np.nan
+    kept, dropped = validate(Trajectories(rows, S, A), normalizer, 6.0)
+    assert dropped == {"not_finite": 1, "out_of_range": 3}
+    np.testing.assert_array_equal(kept.rows, rows[[1, 5, 6, 7, 8, 9]])
+
+
 def test_relabel_uses_each_transition_once():
     before = trajectories()
     original = before.rows.copy()
