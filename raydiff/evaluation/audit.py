@@ -1,30 +1,20 @@
-"""How true synthetic data is: put the simulator into each generated state, replay the action, compare (section I.3).
-
-That needs observations that hold the whole state. Those of the mazes do; those of the walkers lack only the place
-on the ground, on which neither dynamics nor reward depend. Hopper and Walker2d clip velocities to +-10; a state at
-that limit cannot be set and is left out and counted.
-"""
+"""How true single synthetic steps are: put the simulator into each state, take the action, compare (section I.3)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
-import mujoco
 import numpy as np
 
 from raydiff.envs.maze2d import IDS as MAZE2D_IDS
-from raydiff.envs.maze2d import Maze2dEnv, maze_of
-from raydiff.envs.quiet import quiet_mujoco
-from raydiff.envs.registry import canonical, make_env
-from raydiff.errors import UserError
+from raydiff.envs.maze2d import maze_of
+from raydiff.envs.registry import canonical
+from raydiff.evaluation.replay import ReplayResult, divisor, replay, trimmed_mean
+from raydiff.evaluation.simulator import MujocoSimulator, Simulator, auditable
 from raydiff.types import Trajectories, Transitions
 
-# Leading positions of the simulator that the observation leaves out, by family.
-_HIDDEN = {"HalfCheetah": 1, "Hopper": 1, "Walker2d": 1, "Ant": 2, "ant": 2, "maze2d": 0, "antmaze": 0}
-_VELOCITY_LIMIT = {"Hopper": 10.0, "Walker2d": 10.0}
-_LIMIT_MARGIN = 1e-6
-_TRIMMED_SHARE = 0.05
+__all__ = ["AuditResult", "Auditor", "ErrorSummary", "TerminalAgreement", "auditable", "legal_share", "one_step"]
 
 
 @dataclass(frozen=True)
@@ -42,26 +32,51 @@ class ErrorSummary:
     def of(errors: np.ndarray) -> ErrorSummary:
         if len(errors) == 0:
             return ErrorSummary(float("nan"), float("nan"), float("nan"))
-        kept = np.sort(errors)[: max(1, len(errors) - int(_TRIMMED_SHARE * len(errors)))]
-        return ErrorSummary(float(errors.mean()), float(np.median(errors)), float(kept.mean()))
+        return ErrorSummary(float(errors.mean()), float(np.median(errors)), trimmed_mean(errors))
+
+
+@dataclass(frozen=True)
+class TerminalAgreement:
+    """Transitions that the data call terminal (``claimed``), that the simulator does (``simulated``), and both."""
+
+    claimed: int
+    simulated: int
+    both: int
+
+    @staticmethod
+    def of(claimed: np.ndarray, simulated: np.ndarray) -> TerminalAgreement:
+        return TerminalAgreement(int(claimed.sum()), int(simulated.sum()), int((claimed & simulated).sum()))
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the claimed terminals that are ones; None where none is claimed."""
+        return self.both / self.claimed if self.claimed else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the simulator's terminals that are claimed; None where there is none."""
+        return self.both / self.simulated if self.simulated else None
 
 
 @dataclass(frozen=True)
 class AuditResult:
     """One-step truth of ``count`` transitions.
 
-    ``dynamics_error``: squared error of the next observation over the data's variance, averaged over dimensions.
-    ``persistence_error``: the same of the prediction that nothing changes. ``reward_error``: mean absolute.
-    ``not_invertible``: share of the transitions left out because their state cannot be set in the simulator, or
-    because a value of theirs is not finite; ``unstable``: share left out because the simulation broke down there.
+    ``dynamics_error``: squared error of the next observation over the data's variance, averaged over dimensions;
+    ``raw_error``: the same in squared environment units; ``persistence_error``: that of the prediction that nothing
+    changes, over the variance. ``reward_error``: mean absolute. ``not_invertible``: share of the transitions left out
+    because their state cannot be set in the simulator, or because a value of theirs is not finite; ``unstable``: share
+    left out because the simulation broke down there.
     """
 
     count: int
     not_invertible: float
     unstable: float
     dynamics_error: ErrorSummary
+    raw_error: ErrorSummary
     persistence_error: ErrorSummary
     reward_error: float
+    terminal: TerminalAgreement
 
     @property
     def ratio(self) -> float:
@@ -73,149 +88,76 @@ class AuditResult:
         return _without_nan({**asdict(self), "ratio": self.ratio})
 
 
-@dataclass(frozen=True)
-class ReplayResult:
-    """Multi-step truth of ``count`` trajectories: mean squared error after ``1 .. H`` steps, ``raw [H]`` and
-    ``normalized [H]`` (over the data's variance), and the same shares left out as in ``AuditResult``."""
+def one_step(
+    simulator: Simulator, transitions: Transitions, variance: np.ndarray, known: np.ndarray | None = None
+) -> AuditResult:
+    """Replay each transition for one step; ``variance [S]`` is that of the real observations.
 
-    count: int
-    not_invertible: float
-    unstable: float
-    raw: np.ndarray
-    normalized: np.ndarray
-
-
-def auditable(environment: str) -> bool:
-    """Whether an environment's observations hold its whole state, so that an ``Auditor`` can be made for it."""
-    return _family(environment) in _HIDDEN
-
-
-def legal_share(environment: str, trajectories: Trajectories) -> float | None:
-    """Share of the trajectories that never touch the inside of a wall or leave the maze; ``None`` where no maze is."""
-    name = canonical(environment)
-    if name not in MAZE2D_IDS or not len(trajectories):
-        return None
-    return float(maze_of(name).is_legal(trajectories.observation[..., :2]).all(axis=1).mean())
+    ``known [N]`` says where the successor is one: files of D4RL lack that of a terminal step, whose reward and flag
+    are compared nonetheless.
+    """
+    known = np.ones(len(transitions), dtype=bool) if known is None else known
+    finite = np.isfinite(transitions.rows()).all(axis=1)
+    usable, stable = np.zeros_like(finite), np.ones_like(finite)
+    simulated = np.empty(transitions.observation.shape)
+    rewards, ends = np.empty(len(transitions)), np.zeros_like(finite)
+    for i in np.flatnonzero(finite):
+        usable[i] = simulator.set_state(transitions.observation[i])
+        step = simulator.step(transitions.action[i]) if usable[i] else None
+        if step is not None:
+            simulated[i], rewards[i], ends[i] = step
+        stable[i] = step is not None or not usable[i]
+    done = usable & stable
+    seen, scale, total = done & known, divisor(variance), max(1, len(transitions))
+    squared = (transitions.next_observation[seen] - simulated[seen]) ** 2
+    unmoved = (transitions.observation[seen] - simulated[seen]) ** 2
+    return AuditResult(
+        count=int(seen.sum()),
+        not_invertible=float((~usable).sum() / total),
+        unstable=float((~stable).sum() / total),
+        dynamics_error=ErrorSummary.of((squared / scale).mean(axis=1)),
+        raw_error=ErrorSummary.of(squared.mean(axis=1)),
+        persistence_error=ErrorSummary.of((unmoved / scale).mean(axis=1)),
+        reward_error=float(np.abs(transitions.reward[done] - rewards[done]).mean()) if done.any() else float("nan"),
+        terminal=TerminalAgreement.of(transitions.terminal[done] > 0.5, ends[done]),
+    )
 
 
 class Auditor:
-    """One simulator to hold data against. Terminations and the time limit are ignored.
+    """One simulator of MuJoCo's to hold data against. The time limit is ignored.
 
     ``environment`` is an id or alias. Raises ``UserError`` where it is not ``auditable``.
     """
 
     def __init__(self, environment: str) -> None:
-        family = _family(environment)
-        if family not in _HIDDEN:
-            raise UserError(
-                f"{environment}: synthetic data cannot be replayed here, because the observations do not hold the whole "
-                f"state of the simulator. Set evaluation.audit=0."
-            )
-        self._env = cast(Any, make_env(environment).unwrapped)
-        self._limit = _VELOCITY_LIMIT.get(family)
-        self._hidden = _HIDDEN[family]
-        self._positions = self._env.model.nq - self._hidden
-        self._velocities = slice(self._positions, self._positions + self._env.model.nv)
+        self.simulator = MujocoSimulator(environment)
 
-    def audit(self, transitions: Transitions, variance: np.ndarray) -> AuditResult:
-        """Replay each transition for one step; ``variance [S]`` is that of the real observations."""
-        scale = _scale(variance)
-        usable = self._invertible(transitions.observation) & np.isfinite(transitions.rows()).all(axis=1)
-        states = transitions.observation[usable]
-        simulated = np.empty(states.shape)
-        rewards, stable = np.empty(len(states)), np.empty(len(states), dtype=bool)
-        with quiet_mujoco():
-            for i, (state, action) in enumerate(zip(states, transitions.action[usable], strict=True)):
-                self._set_state(state)
-                simulated[i], rewards[i] = self._step(action)
-                stable[i] = self._stable()
-        simulated, rewards, states = simulated[stable], rewards[stable], states[stable]
-        claimed = transitions.next_observation[usable][stable]
-        claimed_reward = transitions.reward[usable][stable]
-        total = max(1, len(transitions))
-        return AuditResult(
-            count=int(stable.sum()),
-            not_invertible=float((~usable).sum() / total),
-            unstable=float((~stable).sum() / total),
-            dynamics_error=ErrorSummary.of(((claimed - simulated) ** 2 / scale).mean(axis=1)),
-            persistence_error=ErrorSummary.of(((states - simulated) ** 2 / scale).mean(axis=1)),
-            reward_error=float(np.abs(claimed_reward - rewards).mean()) if stable.any() else float("nan"),
-        )
+    def audit(self, transitions: Transitions, variance: np.ndarray, known: np.ndarray | None = None) -> AuditResult:
+        """See ``one_step``."""
+        return one_step(self.simulator, transitions, variance, known)
 
-    def replay_error(self, trajectories: Trajectories, variance: np.ndarray) -> ReplayResult:
-        """Set the simulator to each first state, replay all actions, compare every later observation.
-
-        Rows behind a terminal are not compared; a step with no trajectory left has error ``nan``.
-        """
-        scale, horizon = _scale(variance), trajectories.length - 1
-        usable = self._invertible(trajectories.observation[:, 0]) & np.isfinite(trajectories.rows).all(axis=(1, 2))
-        rows, valid = trajectories.rows[usable], trajectories.valid()[usable]
-        size, actions = trajectories.observation_size, trajectories.action[usable]
-        squared = np.full((len(rows), horizon, size), np.nan)
-        stable = np.ones(len(rows), dtype=bool)
-        with quiet_mujoco():
-            for i in range(len(rows)):
-                self._set_state(rows[i, 0, :size])
-                for t in range(int(valid[i].sum())):
-                    squared[i, t] = (rows[i, t + 1, :size] - self._step(actions[i, t])[0]) ** 2
-                stable[i] = self._stable()
-        total = max(1, len(trajectories))
-        return ReplayResult(
-            count=int(stable.sum()),
-            not_invertible=float((~usable).sum() / total),
-            unstable=float((~stable).sum() / total),
-            raw=_mean_over_trajectories(squared[stable].mean(axis=2)),
-            normalized=_mean_over_trajectories((squared[stable] / scale).mean(axis=2)),
-        )
+    def replay_error(
+        self, trajectories: Trajectories, variance: np.ndarray, valid: np.ndarray | None = None
+    ) -> ReplayResult:
+        """See ``replay``."""
+        return replay(self.simulator, trajectories, variance, valid)
 
     def close(self) -> None:
-        self._env.close()
-
-    def _invertible(self, observation: np.ndarray) -> np.ndarray:
-        """Which states ``[n]`` can be set in the simulator: those with no velocity at the clip."""
-        if self._limit is None:
-            return np.ones(len(observation), dtype=bool)
-        return (np.abs(observation[:, self._velocities]) < self._limit - _LIMIT_MARGIN).all(axis=1)
-
-    def _set_state(self, observation: np.ndarray) -> None:
-        state = observation.astype(np.float64)
-        if isinstance(self._env, Maze2dEnv):
-            self._env.set_state(state)
-            return
-        # Reset first: the solver's warm start, the clock and the controls are state too.
-        mujoco.mj_resetData(self._env.model, self._env.data)
-        position = np.concatenate([np.zeros(self._hidden), state[: self._positions]])
-        self._env.set_state(position, state[self._velocities])
-
-    def _step(self, action: np.ndarray) -> tuple[np.ndarray, float]:
-        space = self._env.action_space
-        position = self._env.data.qpos[:2].copy()
-        observation, reward, _, _, _ = self._env.step(np.clip(action, space.low, space.high))
-        if isinstance(self._env, Maze2dEnv):
-            # D4RL's maze data are labelled by the state acted in, its environment by the state reached.
-            reward = self._env.maze.reward(position, self._env.dense)
-        return observation, float(reward)
-
-    def _stable(self) -> bool:
-        """MuJoCo resets a simulation that blows up by itself and only counts it; the observation is then void."""
-        kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
-        return not any(self._env.data.warning[int(kind)].number for kind in kinds)
+        self.simulator.close()
 
 
-def _family(environment: str) -> str:
-    return canonical(environment).partition("-")[0]
+def legal_share(environment: str, trajectories: Trajectories, valid: np.ndarray | None = None) -> float | None:
+    """Share of the trajectories that never touch the inside of a wall or leave the maze; ``None`` where no maze is.
 
-
-def _scale(variance: np.ndarray) -> np.ndarray:
-    scale = np.asarray(variance, dtype=np.float64)
-    return np.where(scale > 0, scale, 1.0)
-
-
-def _mean_over_trajectories(errors: np.ndarray) -> np.ndarray:
-    present = np.isfinite(errors)
-    count = present.sum(axis=0)
-    total = np.where(present, errors, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(errors.shape[1], np.nan), where=count > 0)
+    ``valid [n, H]``: which transitions exist; without it all rows are looked at.
+    """
+    name = canonical(environment)
+    if name not in MAZE2D_IDS or not len(trajectories):
+        return None
+    legal = maze_of(name).is_legal(trajectories.observation[..., :2])
+    if valid is not None:
+        legal[:, 1:] |= ~valid
+    return float(legal.all(axis=1).mean())
 
 
 def _without_nan(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raydiff.types import Provenance
+from raydiff.types import Agreement, Provenance
 
 # Ray copies returned objects up to this size into the heap of the process that owns them.
 RAY_INLINE_BYTES = 100 * 1024
@@ -15,14 +15,14 @@ RAY_INLINE_BYTES = 100 * 1024
 class BlockReport:
     """What a generator says of a block it returns: its provenance, size, and quality.
 
-    ``transitions`` counts the valid ones. ``deviation`` is the mean squared distance of its actions from the
-    policy it was made for (``None`` where no policy was involved). ``dropped`` counts trajectories by reason.
+    ``transitions`` counts the valid ones. ``agreement`` tells how well its actions fit the policy of that moment
+    (``None`` without a valid transition). ``dropped`` counts trajectories by reason.
     """
 
     provenance: Provenance
     trajectories: int
     transitions: int
-    deviation: float | None = None
+    agreement: Agreement | None = None
     reward_mean: float = 0.0
     dropped: dict[str, int] = field(default_factory=dict)
 

@@ -13,14 +13,18 @@ from raydiff.types import Provenance
 
 @dataclass
 class Entry:
-    """One block of the catalogue. ``landed`` is set once the learner has its rows."""
+    """One block of the catalogue. ``landed`` is set once the learner has its rows, ``readable`` is false where they are
+    left in its table alone; ``strength`` is what a new block was commanded with where it is automatic (0: unguided)."""
 
     provenance: Provenance
     transitions: int
     trajectories: int
     slot: int
     landed: bool = False
+    readable: bool = True
     refining: bool = False
+    audited: bool = False
+    strength: float | None = None
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Catalogue:
         if replaced is None:
             del self.in_slot[entry.slot]
         else:
-            replaced.refining = True
+            replaced.readable = False
             self.entries[replaced.provenance.block] = replaced
             self.in_slot[entry.slot] = replaced.provenance.block
         if replaced is None or replaced.provenance.block != entry.provenance.parent_block:
@@ -79,12 +83,24 @@ class Catalogue:
 
         ``slots`` limits the choice to a range (first, one past the last).
         """
-        best, best_gain = None, 0
-        for entry in self.entries.values():
-            lag = version - entry.provenance.policy_version
-            inside = slots is None or slots[0] <= entry.slot < slots[1]
-            if inside and entry.landed and not entry.refining and lag >= min_lag:
-                gain = lag * self.remaining(entry)
-                if gain > best_gain:
-                    best, best_gain = entry, gain
-        return best
+        waiting = self._behind(version, min_lag, slots)
+        return max(
+            waiting, key=lambda entry: (version - entry.provenance.policy_version) * self.remaining(entry), default=None
+        )
+
+    def oldest(self, version: int, max_lag: int, slots: tuple[int, int] | None = None) -> Entry | None:
+        """The landed block of the oldest policy, of those at least ``max_lag`` updates behind."""
+        waiting = self._behind(version, max_lag, slots)
+        return min(waiting, key=lambda entry: (entry.provenance.policy_version, self.remaining(entry)), default=None)
+
+    def _behind(self, version: int, lag: int, slots: tuple[int, int] | None) -> list[Entry]:
+        """Landed blocks so far behind that can be read and that nobody refines yet."""
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.landed
+            and entry.readable
+            and not entry.refining
+            and version - entry.provenance.policy_version >= lag
+            and (slots is None or slots[0] <= entry.slot < slots[1])
+        ]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
 
 from raydiff.config import Config
-from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.replay.block import BlockReport
 from raydiff.roles.generator import Generator
+from raydiff.roles.models import Models
 from raydiff.types import PolicyBlob
 
 
@@ -23,31 +23,36 @@ class EmulatedGenerator(Generator):
     """Makes the first block of each kind and size for real and hands out copies of it, one per
     ``generator.emulate_s``."""
 
-    def __init__(
-        self,
-        config: Config,
-        bundle: DenoiserBundle,
-        reward: dict[str, torch.Tensor] | None,
-        name: str,
-        learner_id: str,
-    ) -> None:
-        super().__init__(config, bundle, reward, name, learner_id)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._made: dict[tuple[str, int], tuple[np.ndarray, BlockReport]] = {}
 
     def generate(
-        self, policy: PolicyBlob, trajectories: int, shard: int, block: int, guided: bool
+        self,
+        policy: PolicyBlob,
+        trajectories: int,
+        shard: int,
+        block: int,
+        guided: bool,
+        strength: float | None = None,
     ) -> tuple[np.ndarray, BlockReport]:
         start, kind = time.time(), ("generate", trajectories)
         if kind not in self._made:
-            self._made[kind] = super().generate(policy, trajectories, shard, block, guided)
+            self._made[kind] = super().generate(policy, trajectories, shard, block, guided, strength)
         return self._copy(kind, policy, shard, block, None, start)
 
     def refine(
-        self, rows: np.ndarray, policy: PolicyBlob, shard: int, block: int, parent: int
+        self,
+        rows: np.ndarray,
+        policy: PolicyBlob,
+        shard: int,
+        block: int,
+        parent: int,
+        strength: float | None = None,
     ) -> tuple[np.ndarray, BlockReport]:
         start, kind = time.time(), ("refine", len(rows))
         if kind not in self._made:
-            self._made[kind] = super().refine(rows, policy, shard, block, parent)
+            self._made[kind] = super().refine(rows, policy, shard, block, parent, strength)
         return self._copy(kind, policy, shard, block, parent, start)
 
     def _copy(
@@ -68,9 +73,7 @@ class EmulatedGenerator(Generator):
         return rows.copy(), replace(report, provenance=provenance)
 
 
-def make_generator(
-    config: Config, bundle: DenoiserBundle, reward: dict[str, torch.Tensor] | None, name: str, learner_id: str
-) -> Generator:
+def make_generator(config: Config, models: Models, name: str, learner_id: str) -> Generator:
     """The generator or refiner ``name``, of real or of emulated speed."""
     emulated = config.generator.emulate_s is not None and name.startswith("generator")
-    return (EmulatedGenerator if emulated else Generator)(config, bundle, reward, name, learner_id)
+    return (EmulatedGenerator if emulated else Generator)(config, models, name, learner_id)

@@ -10,14 +10,14 @@ import torch
 
 from raydiff.agents.policy import Policy
 from raydiff.config import Config
-from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.dynamics.reward import RewardModel
-from raydiff.generators.api import GeneratedTrajectories, action_deviation
-from raydiff.generators.pgd import TrajectoryGenerator
-from raydiff.generators.refine import refresh
+from raydiff.generators.api import GeneratedTrajectories, action_agreement, keyed_generator
+from raydiff.generators.build import build_generator, build_refiner
+from raydiff.generators.filter import filter_trajectories
 from raydiff.generators.relabel import relabel_rewards
 from raydiff.generators.validate import validate
 from raydiff.replay.block import BlockReport
+from raydiff.roles.models import Models
 from raydiff.seeds import key_seed
 from raydiff.types import PolicyBlob, Provenance, Trajectories
 
@@ -25,51 +25,51 @@ from raydiff.types import PolicyBlob, Provenance, Trajectories
 class Generator:
     """Answers ``generate`` and ``refine`` with rows ``[n, L, C]`` and a report; keeps no state between calls."""
 
-    def __init__(
-        self,
-        config: Config,
-        bundle: DenoiserBundle,
-        reward: dict[str, torch.Tensor] | None,
-        name: str,
-        learner_id: str,
-    ) -> None:
-        """``reward``: state of the reward model, or ``None`` to keep the denoiser's rewards."""
-        role = config.refiner if name.startswith("refiner") else config.generator
-        self.config, self.name, self.learner_id = config, name, learner_id
-        self.bundle = bundle.to(role.device)
-        self.sampler = TrajectoryGenerator(self.bundle, config.sampler, config.guidance, role.device)
-        self.reward = RewardModel.from_state(reward).to(role.device) if reward is not None else None
-        self.device = role.device
+    def __init__(self, config: Config, models: Models, name: str, learner_id: str) -> None:
+        self.config, self.models, self.name, self.learner_id = config, models, name, learner_id
+        self.device = (config.refiner if name.startswith("refiner") else config.generator).device
+        self.sampler = build_generator(config, models, self.device)
+        self.refiner = build_refiner(config, models, self.device)
+        reward = models.reward
+        self.reward = RewardModel.from_state(reward).to(self.device) if reward is not None else None
         self._policy: Policy | None = None
         self._version = -1
 
     def generate(
-        self, policy: PolicyBlob, trajectories: int, shard: int, block: int, guided: bool
+        self,
+        policy: PolicyBlob,
+        trajectories: int,
+        shard: int,
+        block: int,
+        guided: bool,
+        strength: float | None = None,
     ) -> tuple[np.ndarray, BlockReport]:
-        """A new block for the shard. The key (run seed, learner, shard) fixes its bytes for a given policy."""
+        """A new block for the shard. The key (run seed, learner, shard) fixes its bytes for a given policy and
+        ``strength`` of the guidance (None: the configured one)."""
         start = time.time()
         seed = key_seed(self.config.seed, self.learner_id, "shard", shard)
         target = self._load(policy) if guided else None
-        made = self.sampler.generate(target, trajectories, (seed,))
-        return self._finish(made, policy, shard, seed, block, None, (start, time.time()))
+        made = self.sampler.generate(target, trajectories, (seed,), strength)
+        return self._finish(made, policy, shard, seed, block, None, (start, time.time()), trajectories)
 
     def refine(
-        self, rows: np.ndarray, policy: PolicyBlob, shard: int, block: int, parent: int
+        self,
+        rows: np.ndarray,
+        policy: PolicyBlob,
+        shard: int,
+        block: int,
+        parent: int,
+        strength: float | None = None,
     ) -> tuple[np.ndarray, BlockReport]:
-        """The stored block ``rows`` re-noised and denoised under the guidance of ``policy``."""
+        """The stored block ``rows`` brought up to ``policy``. Raises ``ValueError`` where the method cannot."""
+        if self.refiner is None:
+            raise ValueError(f"generator.method={self.config.generator.method} has no way to refine trajectories")
         start = time.time()
         seed = key_seed(self.config.seed, self.learner_id, "shard", shard)
-        stored = Trajectories(rows, self.bundle.observation_size, self.bundle.action_size)
-        made = refresh(
-            self.bundle,
-            stored,
-            self._load(policy),
-            self.config.refiner,
-            self.config.sampler,
-            self.config.guidance,
-            (seed,),
-        )
-        return self._finish(made, policy, shard, seed, block, parent, (start, time.time()))
+        size = self.models.observation_size
+        stored = Trajectories(rows, size, rows.shape[2] - size - 2)
+        made = self.refiner.refine(stored, self._load(policy), (seed,), strength)
+        return self._finish(made, policy, shard, seed, block, parent, (start, time.time()), len(rows))
 
     def _load(self, blob: PolicyBlob) -> Policy:
         if self._policy is None or blob.version != self._version:
@@ -85,13 +85,17 @@ class Generator:
         block: int,
         parent: int | None,
         sampling: tuple[float, float],
+        asked: int,
     ) -> tuple[np.ndarray, BlockReport]:
-        deviation = made.deviation
-        if deviation is None:  # unguided: how far the policy is from what it will learn from
-            deviation = action_deviation(made.trajectories, self._load(policy), self.device)
-        kept, dropped = validate(made.trajectories, self.bundle.normalizer, self.config.generator.sigma_limit)
-        if self.reward is not None and len(kept):
+        fit = made.agreement
+        if fit is None:  # unguided: how far the policy is from what it will learn from
+            fit = action_agreement(made.trajectories, self._load(policy), self.device, self.config.guidance.delta)
+        kept, dropped = validate(made.trajectories, self.models.normalizer, self.config.generator.sigma_limit)
+        if self.reward is not None and self.config.generator.method != "dydiff" and len(kept):
             kept = relabel_rewards(kept, self.reward.predict)
+        kept = self._filtered(kept, seed) if parent is None else kept
+        if filtered := asked - len(kept) - sum(dropped.values()):
+            dropped = {**dropped, "filtered": filtered}
         valid = kept.valid()
         provenance = Provenance(
             block=block,
@@ -100,7 +104,7 @@ class Generator:
             shard=shard,
             seed=seed,
             policy_version=policy.version,
-            denoiser=self.bundle.hash,
+            denoiser=self.models.name,
             guidance=made.guidance,
             strength=made.strength,
             nfe=made.nfe,
@@ -111,8 +115,16 @@ class Generator:
             provenance=provenance,
             trajectories=len(kept),
             transitions=int(valid.sum()),
-            deviation=deviation,
+            agreement=fit,
             reward_mean=float(kept.reward[:, :-1][valid].mean()) if valid.any() else 0.0,
             dropped=dropped,
         )
         return np.ascontiguousarray(kept.rows), report
+
+    def _filtered(self, data: Trajectories, seed: int) -> Trajectories:
+        """The trajectories of highest return, where a filter is set; DyDiff filters for itself, before truncation."""
+        section = self.config.generator
+        if section.filter == "none" or section.method == "dydiff" or not len(data):
+            return data
+        returns = torch.from_numpy((data.reward[:, :-1] * data.valid()).sum(axis=1))
+        return filter_trajectories(data, returns, section, keyed_generator((seed, 1), "cpu"))

@@ -10,6 +10,7 @@ import torch
 
 from raydiff.agents.registry import build_agent
 from raydiff.config import Config
+from raydiff.guidance.build import needs_critic
 from raydiff.replay.mixture import Lag, Mixture
 from raydiff.replay.table import Table
 from raydiff.runtime.plan import flow_limits
@@ -37,7 +38,9 @@ class Learner:
         self.config, self.learner_id = config, learner_id
         sizes = real.observation.shape[1], real.action.shape[1]
         mean, std = real.observation.mean(0), real.observation.std(0)
-        self.agent = build_agent(config.learner, *sizes, mean, std, key_seed(config.seed, "agent"))
+        self.agent = build_agent(
+            config.learner, *sizes, mean, std, key_seed(config.seed, "agent"), needs_critic(config.guidance)
+        )
         device = config.learner.device
         limits = flow_limits(config)
         synthetic = Table(limits.slots, limits.block_transitions, *sizes, device) if limits.slots else None

@@ -1,118 +1,140 @@
-"""The pretrainer: denoiser and reward model from the dataset, or from the content-addressed cache."""
+"""The pretrainer: the models of ``generator.method`` from the dataset, or from the content-addressed cache."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
-from raydiff.data.windows import make_windows
+from raydiff.data.normalizer import TrajectoryNormalizer
 from raydiff.diffusion.bundle import DenoiserBundle
+from raydiff.diffusion.networks import count_flops, count_parameters
 from raydiff.diffusion.pretrain import denoiser_key, load_or_pretrain
-from raydiff.dynamics.reward import LEAST_TRANSITIONS, train_reward_model
+from raydiff.diffusion.samplers import network_calls
+from raydiff.diffusion.training_set import build_denoiser, columns_of, inputs_of, layout_of, training_windows
+from raydiff.dynamics.reward import LEAST_TRANSITIONS
 from raydiff.errors import UserError
 from raydiff.roles.models import Models
-
-Progress = Callable[[str, int, int, float, float | None], None]
+from raydiff.roles.regressions import Progress, regressions
 
 
 def check_models(config: Config, dataset: Dataset) -> None:
-    """Raise ``UserError`` where the data are too few or their episodes too short for the models."""
-    section = config.denoiser
-    make_windows(dataset, section.length, section.stride, section.holdout, section.seed)
-    count = len(dataset.transitions("dynamics"))
-    if config.reward.kind == "model" and count < LEAST_TRANSITIONS:
+    """Raise ``UserError`` where the data are too few or their episodes too short for the models, or where settings of
+    the models contradict each other."""
+    method = config.generator.method
+    if method != "pets":
+        training_windows(config, dataset)
+    count, learnt = len(dataset.transitions("dynamics")), regressions(config, dataset, Path())
+    if learnt and count < LEAST_TRANSITIONS:
         raise UserError(
-            f"{dataset.path} has {count} transitions with a known successor; the reward model needs at least "
-            f"{LEAST_TRANSITIONS}. Use more data, or reward.kind=denoiser to keep the rewards that are generated."
+            f"{dataset.path} has {count} transitions with a known successor; the {learnt[0].name} needs at least "
+            f"{LEAST_TRANSITIONS}. Use more data"
+            + (", or reward.kind=denoiser to keep the rewards that are generated." if method == "pgd" else ".")
         )
+    if method == "dydiff" and config.reward.kind != "model":
+        raise UserError(
+            "generator.method=dydiff generates states for given actions and no rewards, so it needs a reward model. "
+            "Set reward.kind=model."
+        )
+    if method == "pets" and config.reward.kind == "model" and config.rollout.penalty > 0:
+        raise UserError(
+            f"rollout.penalty={config.rollout.penalty:g} lowers the rewards of the dynamics model, which "
+            "reward.kind=model would replace. Set reward.kind=denoiser (as generated), or rollout.penalty=0."
+        )
+
+
+def describe_denoiser(config: Config, dataset: Dataset) -> str | None:
+    """Size and cost of the denoiser in one line; None for a method without one."""
+    if config.generator.method == "pets":
+        return None
+    section, layout = config.denoiser, layout_of(config)
+    sizes = dataset.observation_size, dataset.action_size
+    rows, columns = 1 if layout == "transition" else section.length, columns_of(layout, *sizes)
+    with torch.device("meta"):  # shapes alone: a network of any size is described at once
+        denoiser = build_denoiser(section, layout, rows, *sizes)
+    flops = count_flops(denoiser.network, rows, inputs_of(section, layout, columns))
+    calls = network_calls(config.sampler.solver, config.sampler.steps)
+    return (
+        f"denoiser: {section.network.kind}, {count_parameters(denoiser) / 1e6:.3g} million parameters, {rows} x {columns} "
+        f"values; {flops / 1e6:.3g} MFLOP per trajectory and network call, {calls} calls with {config.sampler.solver}"
+    )
 
 
 def prepare_models(config: Config, dataset: Dataset, cache: Path, progress: Progress | None = None) -> Models:
     """Train what the cache lacks. ``progress(what, step, steps, loss, holdout_loss)``; safe to interrupt and rerun."""
-    section = config.denoiser
-    windows = make_windows(dataset, section.length, section.stride, section.holdout, section.seed)
-    bundle = load_or_pretrain(
-        windows,
-        section,
-        dataset_hash=dataset.sha256,
-        cache=cache,
-        progress=_named(progress, "denoiser"),
-    )
-    reward = _reward_state(config, dataset, cache, progress) if config.reward.kind == "model" else None
-    return Models(bundle.to("cpu"), reward)  # generators may be on machines without the pretrainer's device
+    if config.generator.method != "pets":
+        load_or_pretrain(
+            training_windows(config, dataset),
+            config.denoiser,
+            dataset_hash=dataset.sha256,
+            cache=cache,
+            progress=_named(progress, "denoiser"),
+        )
+    for regression in regressions(config, dataset, cache):
+        if regression.read() is None:
+            regression.train(progress)
+    models = cached_models(config, dataset, cache)
+    assert models is not None, "a model has vanished from the cache"
+    return models
 
 
 def cached_models(config: Config, dataset: Dataset, cache: Path) -> Models | None:
-    """The models from the cache, on the CPU; None where it lacks one."""
-    folder, reward = _denoiser_folder(config, dataset, cache), None
-    if not DenoiserBundle.exists(folder):
+    """The models from the cache, on the CPU (generators may lack the pretrainer's device); None where it lacks one."""
+    folder, bundle = _denoiser_folder(config, dataset, cache), None
+    if folder is not None:
+        if not DenoiserBundle.exists(folder):
+            return None
+        bundle = DenoiserBundle.load(folder)
+    learnt = {
+        regression.field: (regression.key, regression.read()) for regression in regressions(config, dataset, cache)
+    }
+    if any(state is None for _, state in learnt.values()):
         return None
-    if config.reward.kind == "model" and (reward := _read_reward(_reward_path(config, dataset, cache))) is None:
-        return None
-    return Models(DenoiserBundle.load(folder), reward)
+    return Models(
+        name=bundle.hash if bundle is not None else learnt["ensemble"][0],
+        normalizer=_row_normalizer(config, dataset, bundle),
+        bundle=bundle,
+        starts=_starts(config, dataset) if "ensemble" in learnt else None,
+        **{field: state for field, (_, state) in learnt.items()},
+    )
 
 
 def keep_models(config: Config, dataset: Dataset, cache: Path, models: Models) -> None:
     """Write models that were trained on another machine into this one's cache, where it lacks them."""
     folder = _denoiser_folder(config, dataset, cache)
-    if not DenoiserBundle.exists(folder):
+    if folder is not None and models.bundle is not None and not DenoiserBundle.exists(folder):
         models.bundle.save(folder)
-    path = _reward_path(config, dataset, cache)
-    if models.reward is not None and _read_reward(path) is None:
-        _write_reward(path, models.reward)
+    for regression in regressions(config, dataset, cache):
+        state = getattr(models, regression.field)
+        if state is not None and regression.read() is None:
+            regression.write(state)
 
 
-def _denoiser_folder(config: Config, dataset: Dataset, cache: Path) -> Path:
-    return cache / "denoisers" / denoiser_key(dataset.sha256, config.denoiser)
+def _denoiser_folder(config: Config, dataset: Dataset, cache: Path) -> Path | None:
+    if config.generator.method == "pets":
+        return None
+    return cache / "denoisers" / denoiser_key(dataset.sha256, config.denoiser, layout_of(config))
 
 
-def _reward_path(config: Config, dataset: Dataset, cache: Path) -> Path:
-    content = {
-        "format": 1,
-        "dataset": dataset.sha256,
-        "seed": config.denoiser.seed,
-        **config.reward.model_dump(mode="json"),
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-    return cache / "rewards" / f"{key}.safetensors"
+def _row_normalizer(config: Config, dataset: Dataset, bundle: DenoiserBundle | None) -> TrajectoryNormalizer:
+    """Statistics of trajectory rows: the denoiser's own, where it models such rows."""
+    if bundle is not None and config.generator.method == "pgd":
+        return bundle.normalizer
+    rows = np.concatenate(
+        [dataset.observation, dataset.action, dataset.reward[:, None], dataset.terminal[:, None]], axis=1
+    )
+    return TrajectoryNormalizer.fit(rows, dataset.observation_size, dataset.action_size, "raw")
 
 
-def _read_reward(path: Path) -> dict[str, torch.Tensor] | None:
-    """The state of the reward model; None where the file is missing or damaged: it is made anew."""
-    with contextlib.suppress(SafetensorError, FileNotFoundError):
-        return load_file(path)
-    return None
-
-
-def _write_reward(path: Path, state: dict[str, torch.Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
-def _reward_state(config: Config, dataset: Dataset, cache: Path, progress: Progress | None) -> dict[str, torch.Tensor]:
-    """The reward model from ``cache/rewards/<key>.safetensors``, trained there when absent."""
-    path = _reward_path(config, dataset, cache)
-    if (known := _read_reward(path)) is not None:
-        return known
-    if progress is not None:
-        progress("reward model", 0, config.reward.steps, float("nan"), None)
-    model, metrics = train_reward_model(dataset.transitions("dynamics"), config.reward, config.denoiser.seed)
-    if progress is not None:
-        progress("reward model", config.reward.steps, config.reward.steps, metrics["train_mse"], metrics["holdout_mse"])
-    state = model.state()
-    _write_reward(path, state)
-    return state
+def _starts(config: Config, dataset: Dataset) -> np.ndarray:
+    """Real states that rollouts start from: all, or the first of each episode."""
+    if config.generator.method == "pets" and config.rollout.start == "initial":
+        return dataset.observation[dataset.episode_slices("raydiff")[:, 0]]
+    return dataset.observation
 
 
 def _named(progress: Progress | None, what: str) -> Callable[[int, int, float, float | None], None] | None:

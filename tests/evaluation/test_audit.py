@@ -1,4 +1,4 @@
-"""Tests I6 and I7 of section I.3, on data that is collected here."""
+"""One-step audits (test I6 of section I.3), on data that is collected here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from raydiff.data.collect import collect
 from raydiff.data.d4rl import read_d4rl
 from raydiff.errors import UserError
-from raydiff.evaluation.audit import Auditor, ErrorSummary, auditable, legal_share
+from raydiff.evaluation.audit import Auditor, ErrorSummary, TerminalAgreement, auditable, legal_share
 from raydiff.types import Trajectories, Transitions
 
 
@@ -25,19 +25,6 @@ def _real(environment: str, folder: Path, count: int = 1500, level: str = "rando
 @pytest.fixture(scope="module")
 def cheetah(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transitions, np.ndarray]:
     return _real("HalfCheetah-v4", tmp_path_factory.mktemp("audit"))
-
-
-def _windows(transitions: Transitions, length: int) -> Trajectories:
-    """Consecutive windows of the first, unbroken episode."""
-    size, action_size = transitions.observation.shape[1], transitions.action.shape[1]
-    columns = (
-        transitions.observation,
-        transitions.action,
-        transitions.reward[:, None],
-        transitions.terminal[:, None],
-    )
-    rows = np.concatenate(columns, axis=1)[: 990 // length * length]
-    return Trajectories(rows.reshape(-1, length, rows.shape[1]), size, action_size)
 
 
 def test_fresh_simulation_is_true(cheetah: tuple[Transitions, np.ndarray]) -> None:
@@ -101,7 +88,7 @@ def test_ants_are_true(tmp_path: Path) -> None:
 def test_what_cannot_be_replayed_is_said() -> None:
     assert all(auditable(name) for name in ("maze2d-large-dense-v1", "halfcheetah", "Hopper-v5", "antmaze-umaze"))
     assert not auditable("Pendulum-v1")
-    with pytest.raises(UserError, match=r"Pendulum-v1.*evaluation\.audit=0"):
+    with pytest.raises(UserError, match=r"Pendulum-v1.*audit\.count=0"):
         Auditor("Pendulum-v1")
 
 
@@ -185,27 +172,43 @@ def test_summary_trims_the_largest() -> None:
     assert summary.mean > 1e7
 
 
-def test_replay_of_real_windows_and_of_one_false_action(cheetah: tuple[Transitions, np.ndarray]) -> None:
-    transitions, variance = cheetah
-    windows = _windows(transitions, length=6)
-    auditor = Auditor("HalfCheetah-v4")
-    floor = auditor.replay_error(windows, variance)
-    assert floor.count == len(windows)
-    assert floor.normalized.shape == (5,)
-    assert floor.normalized.max() <= 1e-8
-    rows = windows.rows.copy()
-    rows[:, 2, 17] = np.where(rows[:, 2, 17] < 0, rows[:, 2, 17] + 1e-3, rows[:, 2, 17] - 1e-3)
-    moved = auditor.replay_error(Trajectories(rows, 17, 6), variance)
-    np.testing.assert_array_equal(moved.normalized[:2], floor.normalized[:2])
-    assert (moved.raw[2:] > 100 * floor.raw[2:]).all()
+def test_terminals_agree_with_the_simulator_of_hopper(tmp_path: Path) -> None:
+    transitions, variance = _real("hopper", tmp_path, count=2000)
+    ends = transitions.terminal > 0.5
+    assert ends.sum() > 20
+    known = ~ends  # as if the file lacked the successors of terminal steps, which D4RL's do
+    result = Auditor("hopper").audit(transitions, variance, known)
+    agreed = result.terminal
+    assert (agreed.claimed, agreed.simulated, agreed.both) == (ends.sum(), ends.sum(), ends.sum())
+    assert (agreed.precision, agreed.recall) == (1.0, 1.0)
+    assert result.count == known.sum()
+    assert result.dynamics_error.mean <= 1e-8
+
+    flags = transitions.terminal.copy()
+    flags[np.flatnonzero(ends)[:5]] = 0.0  # five ends are missed
+    flags[np.flatnonzero(~ends)[:15]] = 1.0  # fifteen are made up
+    lied = Auditor("hopper").audit(replace(transitions, terminal=flags), variance).terminal
+    assert lied.both == ends.sum() - 5
+    assert lied.precision == pytest.approx((ends.sum() - 5) / (ends.sum() + 10))
+    assert lied.recall == pytest.approx((ends.sum() - 5) / ends.sum())
 
 
-def test_replay_stops_behind_a_terminal(cheetah: tuple[Transitions, np.ndarray]) -> None:
+def test_agreement_on_nothing_is_undefined() -> None:
+    agreed = TerminalAgreement.of(np.zeros(4, dtype=bool), np.zeros(4, dtype=bool))
+    assert (agreed.precision, agreed.recall) == (None, None)
+
+
+def test_raw_error_is_in_squared_units(cheetah: tuple[Transitions, np.ndarray]) -> None:
     transitions, variance = cheetah
-    windows = _windows(transitions, length=5)
-    rows = windows.rows[:20].copy()
-    rows[:, 2, -1] = 1.0
-    rows[:, 4, :17] = 50.0  # Behind the terminal transition: must not be compared.
-    result = Auditor("HalfCheetah-v4").replay_error(Trajectories(rows, 17, 6), variance)
-    assert result.raw[:3].max() <= 1e-6
-    assert np.isnan(result.raw[3])
+    moved = replace(transitions, next_observation=transitions.next_observation + np.float32(0.1))
+    result = Auditor("HalfCheetah-v4").audit(moved, variance)
+    assert result.raw_error.mean == pytest.approx(0.01, rel=1e-3)
+    assert result.dynamics_error.mean == pytest.approx(float((0.01 / variance).mean()), rel=1e-3)
+
+
+def test_legality_looks_only_at_rows_that_exist() -> None:
+    rows = np.ones((2, 3, 8), dtype=np.float32)
+    rows[:, 2, 0] = 0.2  # both end inside a wall
+    trajectories = Trajectories(rows, 4, 2)
+    valid = np.array([[True, True], [True, False]])
+    assert legal_share("maze2d-umaze-v1", trajectories, valid) == 0.5

@@ -93,3 +93,16 @@ def test_nothing_to_refresh_in_what_is_up_to_date() -> None:
     assert catalogue.to_refresh(5, min_lag=1) is None
     place(catalogue, 1, version=5)
     assert catalogue.to_refresh(5, min_lag=1) is None
+
+
+def test_the_oldest_is_that_of_the_oldest_policy_and_leaves_first_among_equals() -> None:
+    catalogue = Catalogue(4)
+    for block, version in ((1, 40), (2, 10), (3, 10), (4, 90)):
+        place(catalogue, block, version)
+    assert catalogue.oldest(100, 60).provenance.block == 2
+    catalogue.entries[2].refining = True
+    assert catalogue.oldest(100, 60).provenance.block == 3
+    assert catalogue.oldest(100, 60, slots=(0, 2)).provenance.block == 1  # blocks 1 and 2 are there
+    catalogue.entries[3].readable = False
+    assert catalogue.oldest(100, 60).provenance.block == 1
+    assert catalogue.oldest(100, 61) is None

@@ -25,7 +25,7 @@ def mixture(batch_size: int, real_fraction: float, versions: tuple[int, ...] = (
 
 
 @pytest.mark.parametrize(("batch_size", "fraction", "real"), [
-    (256, 0.5, 128), (256, 0.0, 0), (256, 1.0, 256), (10, 0.25, 2), (10, 0.26, 3), (7, 0.5, 4), (3, 0.4, 1),
+    (256, 0.5, 128), (256, 0.6, 154), (256, 0.0, 0), (256, 1.0, 256), (10, 0.25, 2), (10, 0.26, 3), (7, 0.5, 4), (3, 0.4, 1),
 ])  # fmt: skip
 def test_every_batch_has_the_exact_share_of_real_rows(batch_size: int, fraction: float, real: int) -> None:
     assert real_rows(batch_size, fraction) == real
@@ -44,6 +44,19 @@ def test_every_batch_has_the_exact_share_of_real_rows(batch_size: int, fraction:
 def test_without_a_synthetic_table_every_row_is_real() -> None:
     only = Mixture(Table.from_transitions(constant(20, REAL)), None, 16, real_fraction=0.25)
     batches, lag = only.chunk(3, 100, torch.Generator().manual_seed(0))
+    assert [int((batch.reward == REAL).sum()) for batch in batches] == [16, 16, 16]
+    assert lag is None
+
+
+@pytest.mark.parametrize("versions", [(), (0, 90)])
+def test_while_synthetic_rows_are_too_few_every_row_is_real(versions: tuple[int, ...]) -> None:
+    """Whether the synthetic table is still empty or not: the caller decides when it holds enough."""
+    source = mixture(16, 0.25, versions or (0,))
+    if not versions:
+        source = Mixture(source.real, Table(1, 8, S, A), 16, 0.25)
+        with pytest.raises(ValueError, match="empty"):
+            source.chunk(1, 0, torch.Generator().manual_seed(0))
+    batches, lag = source.chunk(3, 100, torch.Generator().manual_seed(0), real_only=True)
     assert [int((batch.reward == REAL).sum()) for batch in batches] == [16, 16, 16]
     assert lag is None
 

@@ -19,11 +19,9 @@ def test_blocks_are_real_and_calls_take_their_time(
 ) -> None:
     tiny, models = role_config(), role_models
     section = tiny.generator.model_copy(update={"emulate_s": 0.3})
-    emulated = make_generator(
-        tiny.model_copy(update={"generator": section}), models.bundle, models.reward, "generator/0", "learner"
-    )
+    emulated = make_generator(tiny.model_copy(update={"generator": section}), models, "generator/0", "learner")
     assert isinstance(emulated, EmulatedGenerator)
-    real = Generator(tiny, models.bundle, models.reward, "generator/0", "learner")
+    real = Generator(tiny, models, "generator/0", "learner")
     first, _ = emulated.generate(make_policy(0, 10), 16, 5, 1, True)
     expected, _ = real.generate(make_policy(0, 10), 16, 5, 1, True)
     np.testing.assert_array_equal(first, expected)
@@ -43,7 +41,7 @@ def test_refreshes_of_idle_generators_take_their_time_too(
     config = role_config()
     section = config.generator.model_copy(update={"emulate_s": 0.2})
     config, models = config.model_copy(update={"generator": section}), role_models
-    emulated = make_generator(config, models.bundle, models.reward, "generator/0", "learner")
+    emulated = make_generator(config, models, "generator/0", "learner")
     small, _ = emulated.generate(make_policy(0, 10), 4, 0, 1, False)
     large, _ = emulated.generate(make_policy(0, 10), 16, 1, 2, True)
     again, _ = emulated.generate(make_policy(0, 10), 4, 2, 3, True)
@@ -61,5 +59,5 @@ def test_refiners_are_never_emulated(role_config: Callable[..., Config], role_mo
     tiny, models = role_config(), role_models
     section = tiny.generator.model_copy(update={"emulate_s": 0.3})
     config = tiny.model_copy(update={"generator": section})
-    assert type(make_generator(config, models.bundle, models.reward, "refiner/0", "learner")) is Generator
-    assert type(make_generator(tiny, models.bundle, models.reward, "generator/0", "learner")) is Generator
+    assert type(make_generator(config, models, "refiner/0", "learner")) is Generator
+    assert type(make_generator(tiny, models, "generator/0", "learner")) is Generator

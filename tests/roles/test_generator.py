@@ -21,7 +21,7 @@ SIZES = 11, 3  # hopper
 
 
 def generator(config: Config, models: Models, name: str = "generator/0", reward: bool = True) -> Generator:
-    return Generator(config, models.bundle, models.reward if reward else None, name, "guided")
+    return Generator(config, models if reward else replace(models, reward=None), name, "guided")
 
 
 def test_shard_fixes_the_bytes_whoever_makes_it(
@@ -64,8 +64,8 @@ def test_provenance_says_where_a_block_came_from(
     assert rows.flags.c_contiguous
     assert report.trajectories == len(rows)
     assert report.trajectories + sum(report.dropped.values()) == 16
-    assert report.deviation is not None
-    assert report.deviation > 0
+    assert report.agreement is not None
+    assert report.agreement.deviation > 0
 
 
 def test_guidance_pulls_towards_the_policy(role_config: Build, role_models: Models, make_policy: MakePolicy) -> None:
