@@ -54,6 +54,19 @@ def synthetic_shows(records: list[Record], arms: list[str]) -> str:
     return listing(lines) + "." if lines else ""
 
 
+def strength_shows(state: Mapping[str, Any]) -> str:
+    """Where the automatic strength ended, and how near the actions came to its target."""
+    if state.get("target") is None:
+        return f"{state['strength']:.3g}, before any guided block came back"
+    what = f"actions measured {state['measured']:.4g} for a target of {state['target']:.4g}"
+    if state["reached"]:
+        return f"{state['strength']:.3g}, at its target ({what})"
+    nearest = f"the nearest came at strength {state['best']:.3g}"
+    return (
+        f"{state['strength']:.3g}, {'unreachable' if state['unreachable'] else 'not reached yet'} ({what}; {nearest})"
+    )
+
+
 def timeline_shows(records: list[Record], arms: list[str]) -> str:
     """How long each arm learned, how much of that it waited, and how idle its generators were."""
     lines: list[str] = []

@@ -70,13 +70,27 @@ def derive(config: Config, overrides: Mapping[str, Any], where: str) -> Config:
     values["arms"] = {}
     _merge(values, _nest(overrides))
     arm = validate(values, where)
-    for section in ("data", "denoiser", "reward"):
+    if arm.generator.count and arm.generator.method != config.generator.method:
+        raise UserError(
+            f"{where} changes generator.method, but the arms of a run share its models. Make it a run of its own, and "
+            "compare the two with `raydiff report`."
+        )
+    for section in ("data", "denoiser", "reward", "dynamics"):
         if getattr(arm, section) != getattr(config, section):
             raise UserError(
                 f"{where} changes {section}, but the arms of a run share its data and models. Remove the {section} "
                 f"keys from {where}, or make it a run of its own."
             )
     return arm
+
+
+def main_arm(config: Config) -> str:
+    """The name of the run itself among its arms."""
+    if not config.generator.count:
+        return "real_only"
+    if config.generator.method != "pgd":
+        return config.generator.method
+    return "guided" if config.guidance.kind != "none" else "unguided"
 
 
 def dump(config: Config) -> str:

@@ -95,6 +95,7 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lag, ratio = summary.get("policy_lag") or {}, summary.get("samples_per_insert") or {}
     dataset, discards = summary.get("dataset") or {}, summary.get("discards") or {}
     seconds, versions = summary.get("seconds") or {}, summary.get("versions") or {}
+    strength = summary.get("guidance_strength")
     figures = [
         ("learner updates", _number(summary.get("updates"), 0)),
         ("trajectories generated", _number(summary.get("trajectories_generated"), 0)),
@@ -102,6 +103,8 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("learning overlapped with generation", _percent(summary.get("overlap_fraction"))),
         ("learner waited", _percent(summary.get("learner_wait_fraction"))),
         ("generators idle", _percent(summary.get("generator_idle_fraction"))),
+        ("audited error of synthetic data", _audited(summary)),
+        ("automatic strength", findings.strength_shows(strength) if strength else ""),
         ("policy lag of sampled data", f"mean {_number(lag.get('mean'), 0)}, max {_number(lag.get('max'), 0)} updates"),
         ("samples per insert", f"{_number(ratio.get('achieved'), 2)} (target {_number(ratio.get('target'), 2)})"),
         ("discarded trajectories", _listing({k: _number(v, 0) for k, v in discards.items()}) or "none"),
@@ -111,6 +114,13 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("configuration hash", str(summary.get("config_hash") or "unknown")),
     ]
     return [(name, value) for name, value in figures if value]
+
+
+def _audited(summary: Mapping[str, Any]) -> str:
+    """One step in the simulator, over the data's variance: of new and refreshed blocks and of real data."""
+    found = (summary.get("audit") or {}).get(summary.get("main")) or {}
+    parts = {name: (found.get(name) or {}).get("dynamics_error") for name in ("new", "refreshed", "floor")}
+    return _listing({name: f"{error:.3g}" for name, error in parts.items() if error is not None})
 
 
 def _pictures(

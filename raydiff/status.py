@@ -36,6 +36,8 @@ class Status:
     waits: Mapping[str, float] = field(default_factory=dict)
     discards: Mapping[str, int] = field(default_factory=dict)
     score: tuple[float, float, float] | None = None  # normalised mean, low, high
+    strength: float | None = None  # of the guidance, where it is automatic
+    error: float | None = None  # of the last audit: one step in the simulator, over the data's variance
     note: str = ""
     elapsed_s: float = 0.0
     pretrain: tuple[int, int, float, float | None] | None = None  # step, steps, loss, held-out loss
@@ -64,6 +66,10 @@ def describe(status: Status) -> dict[str, str]:
         rows["samples/insert"] = f"{'–' if achieved is None else f'{achieved:.2f}'} (target {target:g})"
     if status.lag is not None:
         rows["policy lag"] = f"mean {status.lag[0]:,.0f}, max {status.lag[1]:,.0f} updates"
+    if status.strength is not None:
+        rows["strength"] = f"{status.strength:.3g} (automatic)"
+    if status.error is not None:
+        rows["last audit"] = f"error {status.error:.3g} of the data's variance"
     if status.waits:
         rows["waits"] = ", ".join(f"{cause} {seconds:,.1f} s" for cause, seconds in status.waits.items())
     if status.discards:
@@ -162,7 +168,7 @@ class StatusBoard:
 
 _LABELS = (
     "phase", "pretraining", "updates", "learner", "trajectories/s", "workers", "replay", "samples/insert",
-    "policy lag", "waits", "discards", "last score", "elapsed", "note",
+    "policy lag", "strength", "last audit", "waits", "discards", "last score", "elapsed", "note",
 )  # fmt: skip
 
 

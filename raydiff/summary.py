@@ -8,18 +8,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.envs.registry import EnvironmentSpec, environment_of, environment_spec
-from raydiff.evaluation.audit import Auditor
+from raydiff.evaluation.audit_report import audit_summary
 from raydiff.files import whole_file
+from raydiff.findings import strength_shows
 from raydiff.metrics import Record, read_metrics, select
-from raydiff.presets import config_hash
+from raydiff.presets import config_hash, main_arm
 from raydiff.roles.evaluator import score_returns
 from raydiff.timeline import idle_fraction, learner_wait_fraction, overlap_fraction, training_span
-from raydiff.types import Transitions
+
+ANSWERS = 5
+"""Answers to the automatic strength that tell where it ended."""
 
 PACKAGES = ("raydiff", "torch", "numpy", "ray", "gymnasium", "mujoco")
 
@@ -35,7 +36,7 @@ def write_summary(
     """Write ``summary.json`` atomically and return it. ``main`` is the arm that the run is about."""
     records = read_metrics(folder)
     own = arms[main]
-    spec = environment_spec(environment_of(config.data))
+    spec, strength = environment_spec(environment_of(config.data)), strength_summary(records, main)
     summary = {
         "main": main,
         "scores": _scores(records, config, dataset, list(arms)),
@@ -62,16 +63,25 @@ def write_summary(
         "versions": _versions(),
         "discards": own["discards"],
         "arms": arms,
-        "audit_floor": _audit_floor(config, dataset),
-        "caveats": caveats(config, spec, dataset, arms),
+        "audit": audit_summary(records),
+        "audit_floor": _audit_floor(records, main),
+        "guidance_strength": strength,
+        "caveats": caveats(config, spec, dataset, arms, strength),
     }
     with whole_file(folder / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=2))
     return summary
 
 
-def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: dict[str, dict[str, Any]]) -> list[str]:
-    """What a reader must know before quoting the scores. ``arms`` holds what each of them did."""
+def caveats(
+    config: Config,
+    spec: EnvironmentSpec,
+    dataset: Dataset,
+    arms: dict[str, dict[str, Any]],
+    strength: dict[str, Any] | None = None,
+) -> list[str]:
+    """What a reader must know before quoting the scores. ``arms`` holds what each of them did, ``strength`` where the
+    automatic strength of the guidance ended."""
     lines = [
         "Each arm is one run of one seed; its interval is over evaluation episodes and says nothing of other seeds."
     ]
@@ -106,17 +116,19 @@ def caveats(config: Config, spec: EnvironmentSpec, dataset: Dataset, arms: dict[
                 f"{alone:,} of the {arm['updates']:,} updates of {name} were on real data alone, while synthetic ones "
                 "were missing or too old (replay.shortage=real)."
             )
+    if strength is not None and not strength.get("reached"):
+        lines.append(f"The automatic strength of the guidance ended off its target: {strength_shows(strength)}.")
     lines += spec.differences
-    if "guided" in arms and "real_only" in arms:
+    if "real_only" in arms and len(arms) > 1:
         lines.append(
             "A learner on real data alone with weaker behaviour cloning (larger learner.td3_bc.alpha) can do as well "
-            "as guided data: compare with a tuned arm before concluding anything."
+            "as synthetic data: compare with a tuned arm before concluding anything."
         )
     return lines
 
 
 def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[str]) -> dict[str, Any]:
-    scores: dict[str, Any] = {"behaviour": None, "real_only": None, "guided": None}
+    scores: dict[str, Any] = dict.fromkeys(["behaviour", "real_only", main_arm(config)])
     returns = dataset.episode_returns()
     if len(returns):
         normalized, raw = score_returns(returns, environment_of(config.data), config.seed)
@@ -128,18 +140,28 @@ def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[
     return scores
 
 
-def _audit_floor(config: Config, dataset: Dataset) -> float | None:
-    """The audit of real transitions: what the simulator itself leaves of the error, over that of persistence."""
-    if not config.evaluation.audit:
+def strength_summary(records: list[Record], arm: str) -> dict[str, Any] | None:
+    """Where the automatic strength of an arm ended, None where it was given: what its controller last said, but for
+    ``measured``, ``target`` and ``gap``, which are means over its last answers, since those of one block are noisy."""
+    said = select(records, "strength", arm)
+    if not said:
         return None
-    real = dataset.transitions("dynamics")
-    pick = np.random.default_rng(config.seed).permutation(len(real))[: 4 * config.evaluation.audit]
-    if not len(pick):
-        return None
-    chosen = Transitions(*(getattr(real, name)[pick] for name in real.__dataclass_fields__))
-    variance = np.maximum(real.observation.var(0), 1e-6)
-    ratio = Auditor(environment_of(config.data)).audit(chosen, variance).ratio
-    return ratio if np.isfinite(ratio) else None
+    state = {key: value for key, value in said[-1].items() if key not in ("kind", "arm", "update", "time")}
+    last = [record for record in said[-ANSWERS:] if record.get("gap") is not None]
+    if last:
+        state |= {key: sum(record[key] for record in last) / len(last) for key in ("measured", "target", "gap")}
+        state["reached"] = abs(state["gap"]) <= 0.1  # nats per action entry, or a tenth of the squared deviation
+        state["unreachable"] = state["unreachable"] and not state["reached"]
+    return state
+
+
+def _audit_floor(records: list[Record], arm: str) -> float | None:
+    """What the simulator itself leaves of the error of real transitions, over that of persistence."""
+    floors = [floor for record in select(records, "audit", arm) if (floor := record.get("floor"))]
+    error, persistence = (
+        (floors[-1].get(k) for k in ("dynamics_error", "persistence_error")) if floors else (None, None)
+    )
+    return error / persistence if error is not None and persistence else None
 
 
 def _idle(records: list[Record], arm: str) -> float | None:

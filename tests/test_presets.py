@@ -33,7 +33,7 @@ def sections(model: type[BaseModel] = Config) -> list[type[BaseModel]]:
     ("learner.batchsize", "learner.batch_size"),
     ("lerner.chunk", "learner"),
     ("generator.coun", "generator.count"),
-    ("guidance.lambda_strength", "guidance.strength"),
+    ("guidance.stregth", "guidance.strength"),
     ("updates", "learner.updates"),
     ("learner.td3_bc.alfa", "learner.td3_bc.alpha"),
 ])  # fmt: skip
@@ -52,7 +52,7 @@ def test_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
     ("learner.updates=0", "learner.updates=0: input should be greater than or equal to 1"),
     ("learner.td3_bc.alpha=-1", "learner.td3_bc.alpha=-1"),
     ("learner.hidden=64", "learner.hidden=64"),
-    ("guidance.kind=polcy", "guidance.kind='polcy': input should be 'none' or 'policy'"),
+    ("guidance.kind=polcy", "guidance.kind='polcy': input should be 'none', 'policy', 'value' or 'analytic_energy'"),
     ("learner=5", "learner in the command line is a group of keys, not a single value (5)"),
     ("learner.updates.x=5", "learner.updates={'x': 5}"),
     ("arms.x=5", "arms.x=5"),

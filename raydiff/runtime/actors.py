@@ -27,7 +27,8 @@ from raydiff.types import PolicyBlob, Transitions
 if TYPE_CHECKING:
     from raydiff.data.dataset import Dataset
     from raydiff.replay.block import BlockReport
-    from raydiff.roles.evaluator import AuditReport, EvaluationReport
+    from raydiff.roles.auditor import AuditReport
+    from raydiff.roles.evaluator import EvaluationReport
     from raydiff.roles.learner import TrainReport
     from raydiff.roles.models import Models
 
@@ -99,34 +100,48 @@ class SamplerActor:
         _limit_gpu_memory(section.device, section.gpus)
         from raydiff.roles.emulated import make_generator
 
-        self.role = make_generator(config, models.bundle, models.reward, name, learner_id)
+        self.role = make_generator(config, models, name, learner_id)
 
     def ready(self) -> tuple[int, str]:
         return _whereabouts()
 
     @ray.method(num_returns=2)
     def generate(
-        self, weights: np.ndarray, header: PolicyBlob, trajectories: int, shard: int, block: int, guided: bool
+        self,
+        weights: np.ndarray,
+        header: PolicyBlob,
+        trajectories: int,
+        shard: int,
+        block: int,
+        guided: bool,
+        strength: float | None = None,
     ) -> tuple[np.ndarray, BlockReport]:
-        return self.role.generate(replace(header, weights=weights), trajectories, shard, block, guided)
+        return self.role.generate(replace(header, weights=weights), trajectories, shard, block, guided, strength)
 
     @ray.method(num_returns=2)
     def refine(
-        self, rows: np.ndarray, weights: np.ndarray, header: PolicyBlob, shard: int, block: int, parent: int
+        self,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        header: PolicyBlob,
+        shard: int,
+        block: int,
+        parent: int,
+        strength: float | None = None,
     ) -> tuple[np.ndarray, BlockReport]:
-        return self.role.refine(rows, replace(header, weights=weights), shard, block, parent)
+        return self.role.refine(rows, replace(header, weights=weights), shard, block, parent, strength)
 
 
 @ray.remote
 class EvaluatorActor:
-    """Plays episodes and audits blocks."""
+    """Plays episodes."""
 
-    def __init__(self, config: Config, variance: np.ndarray) -> None:
+    def __init__(self, config: Config) -> None:
         _settle(config, config.evaluation.cpus, config.evaluation.nice)
         _limit_gpu_memory(config.evaluation.device, config.evaluation.gpus)
         from raydiff.roles.evaluator import Evaluator
 
-        self.role = Evaluator(config, variance)
+        self.role = Evaluator(config)
 
     def ready(self) -> tuple[int, str]:
         return _whereabouts()
@@ -134,8 +149,24 @@ class EvaluatorActor:
     def evaluate(self, weights: np.ndarray, header: PolicyBlob, final: bool) -> EvaluationReport:
         return self.role.evaluate(replace(header, weights=weights), final)
 
-    def audit(self, rows: np.ndarray, block: int, refreshed: bool) -> AuditReport:
-        return self.role.audit(rows, block, refreshed)
+
+@ray.remote
+class AuditorActor:
+    """Replays blocks in the simulator."""
+
+    def __init__(self, config: Config, real: Transitions) -> None:
+        _settle(config, config.audit.cpus, config.audit.nice)
+        from raydiff.roles.auditor import Auditor
+
+        self.role = Auditor(config, real)
+
+    def ready(self) -> tuple[int, str]:
+        return _whereabouts()
+
+    def audit(
+        self, rows: np.ndarray, block: int, refreshed: bool, weights: np.ndarray, header: PolicyBlob
+    ) -> AuditReport:
+        return self.role.audit(rows, block, refreshed, replace(header, weights=weights))
 
 
 @ray.remote(concurrency_groups={"work": 1, "watch": 1})

@@ -28,12 +28,13 @@ from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.roles.pretrainer import cached_models, keep_models
 from raydiff.runtime import messages as m
-from raydiff.runtime.actors import EvaluatorActor, LearnerActor, PretrainActor, SamplerActor
+from raydiff.runtime.actors import AuditorActor, EvaluatorActor, LearnerActor, PretrainActor, SamplerActor
 from raydiff.runtime.conductor import LEARNER
 from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
 from raydiff.runtime.join import running_ray
-from raydiff.runtime.placement import Cluster, Placement, Slot, arms_at_once, attempt, attempt_pretrainer
+from raydiff.runtime.placement import Cluster, Placement, Slot, arms_at_once, attempt, attempt_pretrainer, demands
 from raydiff.runtime.remote import actor_options, failure, first_cause, node_alive, with_options
+from raydiff.runtime.team import workers
 from raydiff.types import PolicyBlob
 
 RESTART_WINDOW_S = 300.0
@@ -177,10 +178,7 @@ class RayCrew:
         self._launch(LEARNER)
 
     def _start_others(self) -> None:
-        names = [f"evaluator/{i}" for i in range(self.config.evaluation.count)]
-        if self.models is not None:
-            names += [f"generator/{i}" for i in range(self.config.generator.count)]
-            names += [f"refiner/{i}" for i in range(self.config.refiner.count)]
+        names = [name for role, names in workers(self.config).items() if role != "learner" for name in names]
         if self.placement is not None:  # in the order of the plan, so that Ray packs the GPUs as the plan does
             order = [slot.worker for slot in self.placement.slots]
             names.sort(key=order.index)
@@ -189,15 +187,17 @@ class RayCrew:
 
     def _launch(self, name: str) -> None:
         config, role = self.config, name.split("/")[0]
-        section = {"evaluator": "evaluation"}.get(role, role)
-        settings = getattr(config, section)
+        demand = next(demand for demand in demands(config) if demand.role == role)
         slot = self.placement.of(name) if self.placement is not None else None
-        options = actor_options(settings.cpus, settings.gpus, slot, self.cluster)
+        options = actor_options(demand.cpus, demand.gpus, slot, self.cluster)
         if role == "learner":
             actor = with_options(LearnerActor, options).remote(config, self.real, self.materials.learner_id)
             self.first_weights, ready = actor.ready.remote()
         elif role == "evaluator":
-            actor = with_options(EvaluatorActor, options).remote(config, self.materials.variance)
+            actor = with_options(EvaluatorActor, options).remote(config)
+            ready = actor.ready.remote()
+        elif role == "auditor":
+            actor = with_options(AuditorActor, options).remote(config, self.real)
             ready = actor.ready.remote()
         else:
             actor = with_options(SamplerActor, options).remote(config, self.models, name, self.materials.learner_id)
@@ -216,16 +216,17 @@ class RayCrew:
         match command:
             case m.Train(_, _, updates, front, real_only):
                 payload, ref = actor.train.remote(updates, front, real_only)
-            case m.Generate(_, _, shard, count, guided, block):
-                payload, ref = actor.generate.remote(self.weights, self.header, count, shard, block, guided)
-            case m.Refine(_, _, shard, parent, block):
-                payload, ref = actor.refine.remote(self.blocks[parent], self.weights, self.header, shard, block, parent)
+            case m.Generate(_, _, shard, count, guided, block, strength):
+                payload, ref = actor.generate.remote(self.weights, self.header, count, shard, block, guided, strength)
+            case m.Refine(_, _, shard, parent, block, strength):
+                rows = self.blocks[parent]
+                payload, ref = actor.refine.remote(rows, self.weights, self.header, shard, block, parent, strength)
             case m.Ingest(_, _, block, slot, version):
                 ref = actor.ingest.remote(self.blocks[block], slot, version)
             case m.Evaluate(_, _, final):
                 ref = actor.evaluate.remote(self.weights, self.header, final)
             case m.Audit(_, _, block, refreshed):
-                ref = actor.audit.remote(self.blocks[block], block, refreshed)
+                ref = actor.audit.remote(self.blocks[block], block, refreshed, self.weights, self.header)
         self.calls[ref] = (command, time.monotonic(), payload)
 
     def poll(self) -> list[Outcome]:
@@ -295,7 +296,7 @@ class RayCrew:
             case m.Evaluate(call):
                 return m.Evaluated(call)
             case m.Audit(call):
-                return m.Audited(call)
+                return m.Audited(call, answer.error)
 
     @staticmethod
     def _report(command: m.Call, answer: Any) -> Any:

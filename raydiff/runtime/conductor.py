@@ -7,7 +7,9 @@ any order of completions and any losses (tests/runtime/test_conductor.py):
 * while the learner has updates to do, something is in flight, or some worker is being replaced;
 * the schedule holds: sampled <= samples_per_insert * inserted + behind, and generation leads by less than ``ahead``
   plus one block; or each dataset is whole before the first update that is due to it;
-* no update samples a trajectory whose policy is more than ``max_lag`` updates old.
+* no update samples a trajectory whose policy is more than ``max_lag`` updates old;
+* what is refreshed stays within ``refiner.fraction`` of what is generated, and no new shard is made while a block that
+  may be refreshed is ``refiner.max_lag`` behind.
 
 Where ``max_lag`` holds the learner back although the ratio would let it go on, generation goes on beyond the
 ratio until the oldest blocks are replaced: pacing, never eviction, keeps the data fresh.
@@ -20,47 +22,45 @@ from collections import Counter, deque
 from raydiff.config import Config
 from raydiff.errors import RunFailed
 from raydiff.replay.block import BlockReport
-from raydiff.replay.catalogue import Catalogue, Entry
+from raydiff.replay.catalogue import Catalogue
 from raydiff.runtime import messages as m
-from raydiff.runtime.flow import Continuous, Flow, Shard, make_flow
+from raydiff.runtime.flow import Flow, Shard, make_flow
+from raydiff.runtime.landing import Landings
 from raydiff.runtime.plan import FlowLimits, flow_limits
+from raydiff.runtime.refining import Refining
 from raydiff.runtime.scoring import Scoring
+from raydiff.runtime.steering import Controller, Steering
+from raydiff.runtime.team import follows_policy, guided, workers
 
 LEARNER = "learner/0"
 EMPTY_BLOCKS_IN_A_ROW = 20
+DISPENSABLE = ("refiner", "auditor")
+"""Roles that a run goes on without."""
 
 
 class Conductor:
     """Flow control of one learner. Feed ``WorkerUp`` and completions to ``on`` until ``finished``."""
 
-    def __init__(self, config: Config, learner_id: str) -> None:
-        """Raises ``UserError`` where the limits of the configuration would stall each other."""
+    def __init__(self, config: Config, learner_id: str, controller: Controller | None = None) -> None:
+        """``controller`` sets the strength of the guidance; without one it is the configured one.
+
+        Raises ``UserError`` where the limits of the configuration would stall each other.
+        """
         self.config, self.learner_id = config, learner_id
         self.limits: FlowLimits = flow_limits(config)
         self.limiter, self.catalogue = self.limits.limiter, Catalogue(self.limits.slots)
         self.flow: Flow = make_flow(config, self.limits)
-        producing = config.generator.count > 0
-        self.workers = {
-            "learner": [LEARNER],
-            "generator": [f"generator/{i}" for i in range(config.generator.count)],
-            "refiner": [f"refiner/{i}" for i in range(config.refiner.count if producing else 0)],
-            "evaluator": [f"evaluator/{i}" for i in range(config.evaluation.count)],
-        }
-        self.max_lag = config.replay.max_lag if config.guidance.kind != "none" else None
+        self.refining, self.landings = Refining(config, self.catalogue), Landings(self.catalogue)
+        self.steering, self.scoring = Steering(controller), Scoring(config.evaluation.every)
+        self.workers = workers(config)
+        self.max_lag = config.replay.max_lag if follows_policy(config) else None
         self.up: set[str] = set()
         self.in_flight: dict[int, m.Call] = {}
         self.calls = self.blocks = self.next_shard = 0
-        # generation: shards in flight by block, lost ones to make again, blocks that arrived too old
+        # generation: shards in flight by block, and lost ones to make again
         self.shards: dict[int, Shard] = {}
         self.reissue: deque[Shard] = deque()
-        self.stale: dict[int, tuple[BlockReport, Shard]] = {}
-        self.generated = self.refined = 0
-        # ingestion: what each call brings (None: a refreshed block) and what it drives out
-        self.arrivals: dict[int, tuple[Shard | None, int]] = {}
-        self.leaving: dict[int, Entry] = {}
-        # learning and evaluation
         self.issued = self.update = self.real_only = 0
-        self.scoring = Scoring(config.evaluation.every)
         self.discards: Counter[str] = Counter()
         self.empty_in_a_row = 0
 
@@ -72,7 +72,17 @@ class Conductor:
     @property
     def target_ratio(self) -> float | None:
         """Samples per insert that the schedule aims at, where it aims at any."""
-        return self.limiter.samples_per_insert if self.limits.slots and isinstance(self.flow, Continuous) else None
+        return self.flow.target_ratio
+
+    @property
+    def generated(self) -> int:
+        """New trajectories that came back."""
+        return self.refining.generated
+
+    @property
+    def refined(self) -> int:
+        """Refreshed trajectories that came back."""
+        return self.refining.refined
 
     @property
     def finished(self) -> bool:
@@ -106,8 +116,9 @@ class Conductor:
                 self.update = update
             case m.Evaluated(call):
                 self.scoring.evaluated(self.in_flight.pop(call))
-            case m.Audited(call):
-                self.in_flight.pop(call)
+            case m.Audited(call, error):
+                audit = self.in_flight.pop(call)
+                self.steering.audited(audit.strength if isinstance(audit, m.Audit) else None, error)
             case m.BlockLost(call):
                 commands += self._block_lost(self.in_flight.pop(call))
         return commands + self._issue()
@@ -162,7 +173,7 @@ class Conductor:
 
     def lag_after(self, updates: int) -> int:
         """Largest lag that the next ``updates`` could sample, blocks on their way out of the table included."""
-        versions = [entry.provenance.policy_version for entry in self.leaving.values()]
+        versions = self.landings.leaving()
         oldest = self.catalogue.oldest_version()
         versions += [] if oldest is None else [oldest]
         return self.issued + updates - min(versions) if versions else 0
@@ -193,14 +204,19 @@ class Conductor:
 
     def _next_shard(self) -> Shard | None:
         """A shard that may be made now; None while the schedule wants none."""
-        wasted = self.flow.warm and self._too_old(self.update) and not self.workers["refiner"]
+        wasted = self.flow.warm and self._too_old(self.update) and not self._may_freshen(self.config.generator.batch)
         wanted = None if wasted else self.flow.next_shard(self.update)
-        if wanted is None and isinstance(self.flow, Continuous) and self._must_renew():
+        if wanted is None and self._must_renew():
             wanted = self.flow.forced_shard()
         if wanted is None:
             return None
         self.next_shard += 1
-        return Shard(self.next_shard - 1, *wanted)
+        strength = self.steering.strength if guided(self.config, wanted[1]) else None
+        return Shard(self.next_shard - 1, *wanted, strength)
+
+    def _may_freshen(self, trajectories: int) -> bool:
+        """Whether refiners may bring up to date what is too old on arrival."""
+        return bool(self.workers["refiner"]) and self.refining.allows(trajectories)
 
     def _must_renew(self) -> bool:
         """Whether the learner rests because of the age of blocks that none on their way to the table replaces."""
@@ -216,57 +232,60 @@ class Conductor:
 
     def _issue_production(self) -> list[m.Command]:
         commands: list[m.Command] = []
+        # Before the learner may sample, everybody makes what it waits for.
+        refinable, front = self.flow.may_sample(self.issued, 0), self.flow.front(self.issued)
         for worker in self._room("generator", self.config.generator.in_flight):
+            overdue = self.refining.overdue(self.update, front) if refinable and not self.reissue else None
+            if overdue is not None:
+                commands.append(self._refine(worker, overdue))
+                continue
             shard = self.reissue.popleft() if self.reissue else self._next_shard()
             if shard is not None:
                 commands.append(self._generate(worker, shard))
         # The limiter paces inserts, not refreshes: what time is left brings old data up to date.
         idle = self._room("refiner") + (self._room("generator") if self.config.generator.refine_when_idle else [])
-        for worker in idle:
-            command = self._refine(worker)
-            commands += [command] if command else []
+        for worker in idle if refinable else []:
+            parent = self.refining.worthwhile(self.update, front, timely=not self._too_old(self.update))
+            if parent is None:
+                break
+            commands.append(self._refine(worker, parent))
         return commands
 
     def _generate(self, worker: str, shard: Shard) -> m.Command:
         self.flow.issued(shard)
-        guided = self.config.guidance.kind != "none" and (not shard.first or self.config.replay.warmup_guidance)
-        command = m.Generate(self._call(), worker, shard.number, shard.trajectories, guided, self._block())
+        towards = guided(self.config, shard.first)
+        command = m.Generate(
+            self._call(), worker, shard.number, shard.trajectories, towards, self._block(), shard.strength
+        )
         self.shards[command.block] = shard
         return self._record(command)
 
-    def _refine(self, worker: str) -> m.Command | None:
-        if not self.flow.may_sample(self.issued, 0) or self.config.guidance.kind == "none":
-            return None
-        taken = {call.parent for call in self.in_flight.values() if isinstance(call, m.Refine)}
-        # Brought to a policy that is too old itself, a stale block would only come back as stale.
-        timely = not self._too_old(self.update)
-        parent = next((block for block in self.stale if timely and block not in taken), None)
-        if parent is None:
-            entry = self.catalogue.to_refresh(self.update, self.config.refiner.min_lag, self.flow.front(self.issued))
-            if entry is None:
-                return None
-            entry.refining, parent = True, entry.provenance.block
-        command = m.Refine(self._call(), worker, self.next_shard, parent, self._block())
+    def _refine(self, worker: str, parent: int) -> m.Command:
+        self.refining.begin(parent)
         self.next_shard += 1
-        return self._record(command)
+        strength = self.steering.strength
+        return self._record(m.Refine(self._call(), worker, self.next_shard - 1, parent, self._block(), strength))
 
     def _issue_evaluation(self) -> list[m.Command]:
         running = any(isinstance(call, m.Evaluate) for call in self.in_flight.values())
         if running or not self.scoring.wants(self.learned):
             return []
-        free = self._room("evaluator") or self._room("evaluator", per_worker=2)  # behind an audit at the most
+        free = self._room("evaluator")
         if not free:
             return []
         self.scoring.due = False
         return [self._record(m.Evaluate(self._call(), free[0], self.learned and not self.scoring.final_done))]
 
     def _issue_audit(self) -> list[m.Command]:
-        block = self.scoring.take_block()
-        if block is None or block not in self.catalogue.entries or not self.config.evaluation.audit:
-            return []
-        refreshed = self.catalogue.entries[block].provenance.parent_block is not None
-        free = self._room("evaluator")[:1]
-        return [self._record(m.Audit(self._call(), worker, block, refreshed)) for worker in free]
+        commands: list[m.Command] = []
+        for worker in self._room("auditor"):
+            block = self.scoring.next_audit(self.catalogue.entries, self.steering.wants_unguided)
+            if block is None:
+                break
+            entry = self.catalogue.entries[block]
+            entry.audited, refreshed = True, entry.provenance.parent_block is not None
+            commands.append(self._record(m.Audit(self._call(), worker, block, refreshed, entry.strength)))
+        return commands
 
     # --- hearing of work ---
 
@@ -283,7 +302,8 @@ class Conductor:
         if isinstance(command, m.Refine):
             return self._refreshed(command, report)
         assert isinstance(command, m.Generate)
-        self.generated += report.trajectories
+        self.refining.generated += report.trajectories
+        self.steering.made(command.strength, report.agreement)
         return self._arrived(report, self.shards.pop(command.block))
 
     def _arrived(self, report: BlockReport, shard: Shard) -> list[m.Command]:
@@ -294,50 +314,42 @@ class Conductor:
             self.discards["blocks: empty"] += 1
             return [m.Forget(block)]
         if self._too_old(report.provenance.policy_version):
-            if self.workers["refiner"]:
-                self.stale[block] = (report, shard)
+            if self._may_freshen(report.trajectories):
+                self.refining.stale[block] = (report, shard)
                 return []
-            self.flow.lost(shard)
-            self.discards["blocks: older than max_lag on arrival"] += 1
+            self._drop_stale(shard)
             return [m.Forget(block)]
         return self._place(report, shard)
 
+    def _drop_stale(self, shard: Shard) -> None:
+        self.flow.lost(shard)
+        self.discards["blocks: older than max_lag on arrival"] += 1
+
     def _refreshed(self, command: m.Refine, report: BlockReport) -> list[m.Command]:
-        self.refined += report.trajectories
-        if command.parent in self.stale:
-            _, shard = self.stale.pop(command.parent)
+        self.refining.refined += report.trajectories
+        self.refining.end(command.parent)
+        if command.parent in self.refining.stale:
+            _, shard = self.refining.stale.pop(command.parent)
             return [m.Forget(command.parent), *self._arrived(report, shard)]
-        parent = self.catalogue.entries.get(command.parent)
-        if parent is None:
-            self.discards["refreshed blocks: parent had left"] += 1
-            return [m.Forget(command.block)]
-        parent.refining = False
-        if not report.transitions:
-            self.discards["blocks: empty"] += 1
-            return [m.Forget(command.block)]
-        return self._place(report, None)
+        if command.parent in self.catalogue.entries and report.transitions:
+            return self._place(report, None)
+        self.discards["blocks: empty" if not report.transitions else "refreshed blocks: parent had left"] += 1
+        return [m.Forget(command.block)]
 
     def _place(self, report: BlockReport, shard: Shard | None) -> list[m.Command]:
-        """Give the block its slot; a refreshed block (no shard) takes its parent's and is no insert."""
-        entry, replaced = self.catalogue.place(report.provenance, report.transitions, report.trajectories)
-        origin = report.provenance
-        command = m.Ingest(self._call(), LEARNER, origin.block, entry.slot, origin.policy_version)
-        self.arrivals[command.call] = (shard, report.transitions)
-        commands: list[m.Command] = [self._record(command)]
-        if replaced is not None:
-            self.leaving[command.call] = replaced
-            commands.append(m.Forget(replaced.provenance.block))
-        return commands
+        """Have the learner take the block in; a refreshed block (no shard) is no insert."""
+        call, origin, strength = self._call(), report.provenance, None
+        if self.steering.controller is not None and shard is not None and origin.parent_block is None:
+            strength = shard.strength or 0.0
+        slot, replaced = self.landings.place(call, report, shard, strength)
+        command = self._record(m.Ingest(call, LEARNER, origin.block, slot, origin.policy_version))
+        return [command] if replaced is None else [command, m.Forget(replaced)]
 
     def _ingested(self, command: m.Call) -> None:
-        assert isinstance(command, m.Ingest)
-        self.leaving.pop(command.call, None)
-        shard, transitions = self.arrivals.pop(command.call)
-        if command.block in self.catalogue.entries:
-            self.catalogue.entries[command.block].landed = True
-            self.scoring.newest_block = command.block
-        if shard is not None:
-            self.flow.landed(shard, transitions)
+        arrival = self.landings.landed(command.call)
+        self.scoring.newest_block = arrival.block
+        if arrival.shard is not None:
+            self.flow.landed(arrival.shard, arrival.transitions)
 
     def _block_lost(self, command: m.Call) -> list[m.Command]:
         """A block has gone with its node: it is made again, and until then the learner keeps what it has."""
@@ -345,27 +357,17 @@ class Conductor:
         shard: Shard | None = None
         commands: list[m.Command] = []
         if isinstance(command, m.Ingest):
-            shard, _ = self.arrivals.pop(command.call)
-            replaced = self.leaving.pop(command.call, None)
-            self._stays(command.block, replaced)
-            self.catalogue.withdraw(command.block, replaced)
+            shard = self.landings.lost(command.call)
             commands.append(m.Forget(command.block))
-        elif isinstance(command, m.Refine) and command.parent in self.stale:
-            _, shard = self.stale.pop(command.parent)
-            commands.append(m.Forget(command.parent))
-        # A block in the table that nobody can read any more stays marked as being refined: none tries again.
+        elif isinstance(command, m.Refine):
+            self.refining.end(command.parent, readable=False)
+            if command.parent in self.refining.stale:
+                _, shard = self.refining.stale.pop(command.parent)
+                commands.append(m.Forget(command.parent))
         if shard is not None:
             self.flow.lost(shard)
             self.reissue.append(shard)
         return commands
-
-    def _stays(self, block: int, replaced: Entry | None) -> None:
-        """A later block that is to drive out the lost one drives out what that one was to replace."""
-        for call, entry in list(self.leaving.items()):
-            if entry.provenance.block == block:
-                del self.leaving[call]
-                if replaced is not None:
-                    self.leaving[call] = replaced
 
     def _lose(self, worker: str) -> None:
         self.up.discard(worker)
@@ -375,8 +377,8 @@ class Conductor:
                 shard = self.shards.pop(call.block)
                 self.flow.lost(shard)
                 self.reissue.append(shard)
-            elif isinstance(call, m.Refine) and call.parent in self.catalogue.entries:
-                self.catalogue.entries[call.parent].refining = False
+            elif isinstance(call, m.Refine):
+                self.refining.end(call.parent)
             elif isinstance(call, m.Evaluate):
                 self.scoring.lost(call)
 
@@ -386,11 +388,12 @@ class Conductor:
         self.workers[role].remove(worker)
         if self.workers[role] or (role == "generator" and self.learned):
             return []
-        if role != "refiner":
+        if role not in DISPENSABLE:
             raise RunFailed(f"every {role} is gone: {worker} was the last and died too often")
-        forgotten: list[m.Command] = [m.Forget(block) for block in self.stale]
-        for _, shard in self.stale.values():
-            self.flow.lost(shard)
-            self.discards["blocks: older than max_lag on arrival"] += 1
-        self.stale.clear()
+        if role == "auditor":
+            return []
+        forgotten: list[m.Command] = [m.Forget(block) for block in self.refining.stale]
+        for _, shard in self.refining.stale.values():  # nobody is left to bring them up to date
+            self._drop_stale(shard)
+        self.refining.stale.clear()
         return forgotten

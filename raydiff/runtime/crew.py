@@ -29,11 +29,6 @@ class Materials:
     real: Transitions
     models: Models | None
 
-    @property
-    def variance(self) -> np.ndarray:
-        """Variance of the real observations ``[S]``, at least 1e-6, to which errors are related."""
-        return np.maximum(self.real.observation.var(0), 1e-6)
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,7 +44,7 @@ class Crew(Protocol):
     """Executes commands. ``poll`` never blocks; the runtime's own ``wait`` does, with a limit."""
 
     def start(self) -> None:
-        """Start the roles in order: learner, evaluators, generators, refiners. Each announces itself by ``WorkerUp``."""
+        """Start the roles, the learner first. Each announces itself by ``WorkerUp``."""
 
     def submit(self, command: m.Command) -> None:
         """Take a command on. The newest policy of that moment goes with it."""

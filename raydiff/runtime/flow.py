@@ -16,16 +16,18 @@ from typing import Protocol
 from raydiff.config import Config
 from raydiff.errors import UserError
 from raydiff.runtime.plan import FlowLimits
+from raydiff.runtime.team import follows_policy
 
 
 @dataclass(frozen=True)
 class Shard:
     """A piece of generation: the same policy gives the same bytes whoever makes it. ``first``: of the warm-up, or of
-    the first dataset."""
+    the first dataset. ``strength``: that of its guidance where it is automatic, else None."""
 
     number: int
     trajectories: int
     first: bool
+    strength: float | None = None
 
 
 class Flow(Protocol):
@@ -35,11 +37,19 @@ class Flow(Protocol):
     def warm(self) -> bool:
         """Whether the learner has the synthetic data that it starts with."""
 
+    @property
+    def target_ratio(self) -> float | None:
+        """Samples per insert that the schedule aims at, where it aims at any."""
+
     def front(self, issued: int) -> tuple[int, int] | None:
         """Slots that the updates after ``issued`` ones sample: first, one past the last. None: all of the table."""
 
     def next_shard(self, update: int) -> tuple[int, bool] | None:
         """Trajectories of the next shard and whether it is of the first data; None while none may be issued."""
+
+    def forced_shard(self) -> tuple[int, bool] | None:
+        """One more, whatever the pace: for when data too old to sample must be replaced. None where the schedule
+        itself settles the age of the data."""
 
     def issued(self, shard: Shard) -> None: ...
 
@@ -71,7 +81,7 @@ class Continuous:
     def __init__(self, config: Config, limits: FlowLimits) -> None:
         self.limiter, self.limits = limits.limiter, limits
         self.warmup, self.batch = config.replay.warmup, config.generator.batch
-        self.rows = config.denoiser.length - 1
+        self.rows = config.rows - 1
         self.warm_issued = self.warm_landed = 0
         self._check_lag(config)
 
@@ -80,7 +90,7 @@ class Continuous:
         """A learner that goes on while data are made leaves them behind by what it has in flight and the next call."""
         learner, max_lag = config.learner, config.replay.max_lag
         least = (learner.in_flight + 1) * learner.chunk
-        if config.replay.shortage == "wait" or config.guidance.kind == "none" or not config.generator.count:
+        if config.replay.shortage == "wait" or not follows_policy(config) or not config.generator.count:
             return
         if max_lag is not None and max_lag < least:
             raise UserError(
@@ -89,6 +99,10 @@ class Continuous:
                 "flight, and the next) when they can first be used, and all would be thrown away. Raise replay.max_lag "
                 "well above that, lower learner.chunk or learner.in_flight, or use replay.shortage=wait."
             )
+
+    @property
+    def target_ratio(self) -> float | None:
+        return self.limiter.samples_per_insert if self.limits.slots else None
 
     @property
     def warm(self) -> bool:
@@ -101,8 +115,7 @@ class Continuous:
         first = self.warm_issued < self.warmup
         return (self.batch, first) if first or self.limiter.may_insert() else None
 
-    def forced_shard(self) -> tuple[int, bool]:
-        """One more, whatever the limiter says: for when data too old to sample must be replaced."""
+    def forced_shard(self) -> tuple[int, bool] | None:
         return self.batch, False
 
     def issued(self, shard: Shard) -> None:
@@ -146,7 +159,6 @@ class Datasets:
         self.limiter, self.slots = limits.limiter, limits.slots
         self.batch, self.size = config.generator.batch, config.replay.generation
         self.epochs = config.schedule.epochs if config.schedule.kind == "periodic" else 1
-        self.rows = config.denoiser.length - 1
         updates, overlap = config.learner.updates, config.schedule.overlap
         self.begins = [round(e * updates / self.epochs) for e in range(self.epochs + 1)]
         self.opens = [0] + [
@@ -155,6 +167,10 @@ class Datasets:
         ]
         self.stops = sorted({*self.begins, *self.opens})
         self.making, self.made, self.arrived = 0, 0, 0  # number of the dataset in the making; issued, landed of it
+
+    @property
+    def target_ratio(self) -> float | None:
+        return None
 
     @property
     def warm(self) -> bool:
@@ -179,17 +195,17 @@ class Datasets:
             return None
         return min(self.batch, self.size - self.made), self.making == 0
 
+    def forced_shard(self) -> tuple[int, bool] | None:
+        return None
+
     def issued(self, shard: Shard) -> None:
         self.made += shard.trajectories
-        self.limiter.inserting += shard.trajectories * self.rows
 
     def lost(self, shard: Shard) -> None:
         self.made -= shard.trajectories
-        self.limiter.inserting -= shard.trajectories * self.rows
 
     def landed(self, shard: Shard, transitions: int) -> None:
         self.arrived += shard.trajectories
-        self.limiter.inserting -= shard.trajectories * self.rows
         self.limiter.inserted += transitions
         if self.arrived >= self.size:
             self.making, self.made, self.arrived = self.making + 1, 0, 0

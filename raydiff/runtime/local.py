@@ -17,14 +17,15 @@ from raydiff.compute import configure_compute
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.errors import RunFailed
+from raydiff.roles.auditor import Auditor
 from raydiff.roles.emulated import make_generator
 from raydiff.roles.evaluator import Evaluator
 from raydiff.roles.generator import Generator
 from raydiff.roles.learner import Learner
 from raydiff.roles.pretrainer import prepare_models
 from raydiff.runtime import messages as m
-from raydiff.runtime.conductor import LEARNER
 from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
+from raydiff.runtime.team import workers
 from raydiff.types import PolicyBlob
 
 
@@ -41,16 +42,15 @@ class LocalCrew:
         config, learner_id = self.materials.config, self.materials.learner_id
         self.learner = Learner(config, self.materials.real, learner_id)
         self.policy = self.learner.policy()
-        self.evaluator = Evaluator(config, self.materials.variance)
+        self.evaluator = Evaluator(config)
+        team = workers(config)
+        # Auditors keep no state, so that one plays them all.
+        self.auditor = Auditor(config, self.materials.real) if team["auditor"] else None
         self.generators: dict[str, Generator] = {}
-        names = [LEARNER, *(f"evaluator/{i}" for i in range(config.evaluation.count))]
         if self.materials.models is not None:
-            samplers = [f"generator/{i}" for i in range(config.generator.count)]
-            samplers += [f"refiner/{i}" for i in range(config.refiner.count)]
-            models = self.materials.models
-            self.generators = {n: make_generator(config, models.bundle, models.reward, n, learner_id) for n in samplers}
-            names += samplers
-        self.ready.extend(Outcome(m.WorkerUp(name), worker=name) for name in names)
+            for name in team["generator"] + team["refiner"]:
+                self.generators[name] = make_generator(config, self.materials.models, name, learner_id)
+        self.ready.extend(Outcome(m.WorkerUp(name), worker=name) for names in team.values() for name in names)
 
     def submit(self, command: m.Command) -> None:
         if isinstance(command, m.Forget):
@@ -78,11 +78,11 @@ class LocalCrew:
                 trained = self.learner.train(updates, front, real_only)
                 self.policy = self.learner.policy()
                 return m.Trained(call, trained.update), trained
-            case m.Generate(call, worker, shard, count, guided, block):
-                return self._keep(call, self.generators[worker].generate(policy, count, shard, block, guided))
-            case m.Refine(call, worker, shard, parent, block):
+            case m.Generate(call, worker, shard, count, guided, block, strength):
+                return self._keep(call, self.generators[worker].generate(policy, count, shard, block, guided, strength))
+            case m.Refine(call, worker, shard, parent, block, strength):
                 assert rows is not None
-                return self._keep(call, self.generators[worker].refine(rows, policy, shard, block, parent))
+                return self._keep(call, self.generators[worker].refine(rows, policy, shard, block, parent, strength))
             case m.Ingest(call, _, _, slot, version):
                 assert rows is not None
                 self.learner.ingest(rows, slot, version)
@@ -91,7 +91,9 @@ class LocalCrew:
                 return m.Evaluated(call), self.evaluator.evaluate(policy, final)
             case m.Audit(call, _, block, refreshed):
                 assert rows is not None
-                return m.Audited(call), self.evaluator.audit(rows, block, refreshed)
+                assert self.auditor is not None
+                audited = self.auditor.audit(rows, block, refreshed, policy)
+                return m.Audited(call, audited.error), audited
 
     def _keep(self, call: int, made: tuple[np.ndarray, Any]) -> tuple[m.Event, Any]:
         rows, report = made

@@ -9,7 +9,8 @@ from raydiff.replay.block import BlockReport
 
 @dataclass(frozen=True)
 class Generate:
-    """A generator makes ``trajectories`` windows for the shard; unguided where ``guided`` is false."""
+    """A generator makes ``trajectories`` windows for the shard; unguided where ``guided`` is false, else with the
+    ``strength`` (None: the configured one)."""
 
     call: int
     worker: str
@@ -17,6 +18,7 @@ class Generate:
     trajectories: int
     guided: bool
     block: int
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Refine:
     shard: int
     parent: int
     block: int
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Audit:
-    """An evaluator replays transitions of the block in the simulator."""
+    """An auditor replays the block in the simulator and holds it against the newest policy.
+
+    ``strength``: what a new block was commanded with where the strength is automatic (0: unguided), else None.
+    """
 
     call: int
     worker: str
     block: int
     refreshed: bool
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Audited:
+    """``error``: of the dynamics, over the data's variance; None where nothing could be replayed."""
+
     call: int
+    error: float | None = None
 
 
 @dataclass(frozen=True)

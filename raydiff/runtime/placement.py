@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from raydiff.config import Config
 from raydiff.errors import UserError
+from raydiff.runtime.team import SECTIONS, counts
 
 RESOLUTION = 10_000  # Ray counts resources in ten-thousandths
 DEVICE_SECTIONS = ("learner", "evaluation", "generator", "refiner", "denoiser")
 PRETRAINER = "pretrainer"
+ROLES = {section: role for role, section in SECTIONS.items()} | {"denoiser": PRETRAINER}
 
 
 def units(amount: float) -> int:
@@ -70,7 +72,7 @@ class Demand:
     @property
     def role(self) -> str:
         """What its workers are called."""
-        return {"evaluation": "evaluator", "denoiser": PRETRAINER}.get(self.section, self.section)
+        return ROLES[self.section]
 
     def needs(self) -> tuple[int, int]:
         """CPUs and GPUs in Ray's units."""
@@ -113,14 +115,12 @@ class Shortage:
 
 def demands(config: Config) -> list[Demand]:
     """The workers of one learner by section, in the order in which they start."""
-    sampling = config.generator.count > 0
-    rows = [
-        Demand("learner", 1, config.learner.cpus, config.learner.gpus),
-        Demand("evaluation", config.evaluation.count, config.evaluation.cpus, config.evaluation.gpus),
-        Demand("generator", config.generator.count, config.generator.cpus, config.generator.gpus),
-        Demand("refiner", config.refiner.count if sampling else 0, config.refiner.cpus, config.refiner.gpus),
+    rows = [(SECTIONS[role], count) for role, count in counts(config).items() if count]
+    return [
+        # The simulators of audits run on CPUs, so that section has no GPUs.
+        Demand(section, count, getattr(config, section).cpus, getattr(getattr(config, section), "gpus", 0.0))
+        for section, count in rows
     ]
-    return [row for row in rows if row.count]
 
 
 def pretrainer_demand(config: Config) -> Demand:

@@ -16,6 +16,7 @@ from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
 from raydiff.replay.limiter import SampleLimiter
 from raydiff.replay.mixture import real_rows
 from raydiff.runtime.placement import DEVICE_SECTIONS, Cluster, Node, Placement
+from raydiff.runtime.team import counts, steers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def flow_limits(config: Config) -> FlowLimits:
     """Derive the limiter and the table's size. Raises ``UserError`` for settings that would stall or make no sense."""
     replay, learner, batch = config.replay, config.learner, config.generator.batch
     _check_noise(config)
+    _check_refinement(config)
     if not config.generator.count:
         limiter = SampleLimiter(replay.samples_per_insert, 0, 0, 0)
         return FlowLimits(limiter, 0, 0, 0)
@@ -42,7 +44,7 @@ def flow_limits(config: Config) -> FlowLimits:
             f"{learner.batch_size}, so {config.generator.count} generators would stall at once with nobody to take "
             "their data. Lower replay.real_fraction, or set generator.count=0 to train on real data alone."
         )
-    transitions = batch * (config.denoiser.length - 1)
+    transitions = batch * (config.rows - 1)
     if config.schedule.kind != "continuous":
         return _dataset_limits(config, transitions, synthetic)
     capacity = replay.lifetime * replay.generation
@@ -100,6 +102,22 @@ def _check_noise(config: Config) -> None:
         )
 
 
+def _check_refinement(config: Config) -> None:
+    """Refuse contradictory ages of what is refreshed, and a strength that nothing could adapt."""
+    refiner, guidance = config.refiner, config.guidance
+    if refiner.max_lag is not None and refiner.max_lag < refiner.min_lag:
+        raise UserError(
+            f"refiner.max_lag={refiner.max_lag} is below refiner.min_lag={refiner.min_lag}: blocks would have to be "
+            "refreshed before they may be. Raise refiner.max_lag or lower refiner.min_lag."
+        )
+    if guidance.automatic and guidance.kind != "none" and config.generator.count and not steers(config):
+        raise UserError(
+            f"guidance.automatic=true with guidance.kind={guidance.kind} and generator.method="
+            f"{config.generator.method}: the strength is adapted to the likelihood of actions under the policy, which "
+            "follows it only with guidance.kind=policy and generator.method=pgd. Set guidance.automatic=false."
+        )
+
+
 def check_hardware(config: Config, gpus: int | None) -> None:
     """Refuse torch devices that a machine with ``gpus`` CUDA devices does not have.
 
@@ -122,9 +140,9 @@ def check_blocks(config: Config, columns: int, cluster: Cluster, placement: Plac
     of them than half of a node's object store."""
     if not config.generator.count:
         return
-    size = block_bytes(config.generator.batch, config.denoiser.length, columns)
+    size = block_bytes(config.generator.batch, config.rows, columns)
     if size <= RAY_INLINE_BYTES:
-        least = RAY_INLINE_BYTES // (config.denoiser.length * columns * 4) + 1
+        least = RAY_INLINE_BYTES // (config.rows * columns * 4) + 1
         raise UserError(
             f"generator.batch={config.generator.batch} makes blocks of {size / 1024:.0f} KB; Ray keeps objects of up to "
             f"{RAY_INLINE_BYTES // 1024} KB in the driver's memory instead of the object store. Use generator.batch of "
@@ -151,7 +169,7 @@ def retained_blocks(config: Config, cluster: Cluster, placement: Placement) -> I
     A block stays where it was made, so nodes share the table's blocks as they share the generators and refiners; on
     top come those in the making, and a few that are on their way into the learner.
     """
-    slots, passing = flow_limits(config).slots, 2 * config.generator.count + config.refiner.count
+    slots, passing = flow_limits(config).slots, 2 * config.generator.count + counts(config)["refiner"]
     roles = {name: [s.worker.split("/")[0] for s in placement.slots if s.node == name] for name in placement.nodes()}
     makers = sum(names.count("generator") + names.count("refiner") for names in roles.values())
     for node in cluster.nodes:

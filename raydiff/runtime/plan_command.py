@@ -17,6 +17,7 @@ from raydiff.runtime.inventory import read_cluster, this_machine, usable_cpus
 from raydiff.runtime.placement import PRETRAINER, Cluster, Placement, Slot, arms_at_once
 from raydiff.runtime.plan import flow_limits
 from raydiff.runtime.refusal import place, place_pretrainer
+from raydiff.runtime.team import SECTIONS
 
 
 def plan_table(config: Config, file: Path | None) -> RenderableType:
@@ -68,9 +69,9 @@ def _workers(config: Config, pretrainer: Slot | None, placement: Placement) -> T
     slots = [*([pretrainer] if pretrainer is not None else []), *placement.slots]
     for slot in slots:
         role = slot.worker.split("/")[0]
-        section = {"evaluator": "evaluation", PRETRAINER: "denoiser"}.get(role, role)
+        section = {**SECTIONS, PRETRAINER: "denoiser"}[role]
         when = " (first)" if role == PRETRAINER else ""
-        device = getattr(config, section).device
+        device = getattr(getattr(config, section), "device", "cpu")
         table.add_row(slot.worker + when, slot.node, f"{slot.cpus:g}", _gpus(slot), device)
     return table
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from raydiff.metrics import MetricsWriter, Record
 from raydiff.replay.block import BlockReport
-from raydiff.roles.evaluator import AuditReport, EvaluationReport
+from raydiff.roles.auditor import AuditReport
+from raydiff.roles.evaluator import EvaluationReport
 from raydiff.roles.learner import TrainReport
 from raydiff.runtime import messages as m
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Outcome
 from raydiff.status import Status
+from raydiff.types import Agreement
 
 RATE_WINDOW_S = 10.0
 LONG_WAIT_S = 10.0
@@ -40,6 +42,23 @@ class Rate:
         return sum(count for _, count in self.points) / max(now - self.points[0][0], 1.0)
 
 
+def _phase(conductor: Conductor) -> str:
+    if conductor.learned:
+        return "scoring"
+    return "learning" if conductor.flow.warm or conductor.issued else "warm-up"
+
+
+def _agreement(found: Agreement | None) -> Record:
+    """How a block fits its policy, as columns of its record."""
+    if found is None:
+        return {"deviation": None, "log_likelihood": None, "own_log_likelihood": None}
+    return {
+        "deviation": found.deviation,
+        "log_likelihood": found.log_likelihood,
+        "own_log_likelihood": found.own,
+    }
+
+
 class Recorder:
     """Records of one arm; ``message`` prints a line above the status table."""
 
@@ -50,6 +69,7 @@ class Recorder:
         self.drawn = 0  # synthetic transitions
         self.lag: tuple[float, float] | None = None
         self.score: tuple[float, float, float] | None = None
+        self.error: float | None = None  # of the last audit
         self.waits: defaultdict[str, float] = defaultdict(float)
         self.waiting: tuple[str, float, float] | None = None  # cause, since, last said
         self.ticked = self.started
@@ -63,12 +83,13 @@ class Recorder:
                 self._write(self._train(outcome.report, outcome.worker, conductor))
             case BlockReport():
                 self._write(self._block(outcome.report, outcome.worker, conductor))
+                self._strength(outcome.report, conductor)
             case EvaluationReport():
                 self._write(self._evaluate(outcome.report, outcome.worker))
             case AuditReport():
                 self._write(self._audit(outcome.report, outcome.worker, conductor))
             case _:
-                self._event(outcome)
+                self._event(outcome, conductor)
         self._warn(conductor)
 
     def tick(self, conductor: Conductor) -> None:
@@ -93,11 +114,7 @@ class Recorder:
         rows = sum(entry.transitions for entry in conductor.catalogue.entries.values() if entry.landed)
         producing = bool(conductor.limits.slots)
         return Status(
-            phase="scoring"
-            if conductor.learned
-            else "learning"
-            if conductor.flow.warm or conductor.issued
-            else "warm-up",
+            phase=_phase(conductor),
             arm=self.arm,
             update=conductor.update,
             updates=config.learner.updates,
@@ -111,6 +128,8 @@ class Recorder:
             waits={cause: seconds for cause, seconds in self.waits.items() if seconds >= 0.1},
             discards=dict(conductor.discards),
             score=self.score,
+            strength=conductor.steering.strength,
+            error=self.error,
             elapsed_s=time.monotonic() - self.started,
         )
 
@@ -155,7 +174,7 @@ class Recorder:
             "trajectories": report.trajectories,
             "transitions": report.transitions,
             "nfe": origin.nfe,
-            "deviation": report.deviation,
+            **_agreement(report.agreement),
             "reward_mean": report.reward_mean,
             "dropped": report.dropped,
             "time": {"worker": worker, **origin.time},
@@ -180,26 +199,20 @@ class Recorder:
             "time": {"worker": worker, "start": report.start, "end": report.end},
         }
 
-    def _audit(self, report: AuditReport, worker: str, conductor: Conductor) -> Record:
-        result = report.result
-        return {
-            "kind": "audit",
-            "block": report.block,
-            "refreshed": report.refreshed,
-            "update": conductor.update,
-            "dynamics_error": result.dynamics_error.trimmed_mean,
-            "dynamics_error_mean": result.dynamics_error.mean,
-            "dynamics_error_median": result.dynamics_error.median,
-            "persistence_error": result.persistence_error.trimmed_mean,
-            "reward_error": result.reward_error,
-            "transitions": result.count,
-            "not_invertible": result.not_invertible,
-            "unstable": result.unstable,
-            "legal": report.legal,
-            "time": {"worker": worker, "start": report.start, "end": report.end},
-        }
+    def _strength(self, report: BlockReport, conductor: Conductor) -> None:
+        """What the controller made of a new block, where the strength is automatic."""
+        state = conductor.steering.record()
+        origin = report.provenance
+        if state is not None and origin.parent_block is None and origin.guidance != "none":
+            self._write({"kind": "strength", "update": conductor.update, **state})
 
-    def _event(self, outcome: Outcome) -> None:
+    def _audit(self, report: AuditReport, worker: str, conductor: Conductor) -> Record:
+        self.error = report.error
+        record = report.as_record()
+        record["time"]["worker"] = worker
+        return {**record, "update": conductor.update}
+
+    def _event(self, outcome: Outcome, conductor: Conductor) -> None:
         names = {
             m.WorkerUp: "worker_up",
             m.WorkerLost: "worker_lost",
@@ -212,6 +225,8 @@ class Recorder:
         cause = outcome.facts.get("cause", "")
         if name in ("worker_lost", "quarantine"):
             then = "it is replaced" if name == "worker_lost" else "it died too often and is given up"
+            if name == "quarantine" and outcome.worker.startswith("auditor") and not conductor.workers["auditor"]:
+                then += ", the last of its kind: audits stop here"
             self.message(f"{self.arm}: lost {outcome.worker} ({cause}); {then}")
         facts = {"worker": outcome.worker, **outcome.facts}
         self._write({"kind": "event", "event": name, "worker": outcome.worker, "detail": cause, "time": facts})

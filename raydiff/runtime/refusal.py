@@ -30,7 +30,7 @@ from raydiff.runtime.placement import (
 
 MOST_NODES = 4
 MOST_CHANGES = 2
-LEAST = {"generator": 1, "evaluation": 1, "refiner": 0}
+LEAST = {"generator": 1, "evaluation": 1, "refiner": 0, "audit": 0}
 NEW_NODE = "a new node"
 Fits = Callable[[Config, Cluster], bool]
 
@@ -137,7 +137,7 @@ def _changes(config: Config, cluster: Cluster, shortage: Shortage, rows: list[De
 
 
 def _changes_of(config: Config, cluster: Cluster, row: Demand, keys: list[str], fits: Fits) -> Iterator[str]:
-    for key in keys:
+    for key in [key for key in keys if getattr(row, key)]:
         values = _lower_amounts(getattr(row, key), whole_above_one=key == "gpus")
         if key == "gpus" and not getattr(config, row.section).device.startswith("cuda"):
             values = [0.0, *values]

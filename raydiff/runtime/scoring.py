@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raydiff.replay.catalogue import Entry
 from raydiff.runtime import messages as m
 
 
@@ -29,7 +30,12 @@ class Scoring:
         """Whether an evaluation is wanted; the final one once the learner has ``learned``."""
         return (learned and not self.final_done) or self.due
 
-    def take_block(self) -> int | None:
-        """The block to audit, once."""
-        block, self.newest_block = self.newest_block, None
-        return block
+    def next_audit(self, entries: dict[int, Entry], unguided_first: bool) -> int | None:
+        """The block to audit, once: the one that landed last; or an unguided one, to hold the others against."""
+        if unguided_first:
+            for block, entry in entries.items():
+                if entry.landed and entry.readable and not entry.audited and entry.strength == 0.0:
+                    return block
+        newest, self.newest_block = self.newest_block, None
+        found = entries.get(newest) if newest is not None else None
+        return newest if found is not None and found.readable and not found.audited else None

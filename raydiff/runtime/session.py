@@ -24,12 +24,12 @@ from raydiff.data.windows import make_windows
 from raydiff.envs.registry import environment_of
 from raydiff.evaluation.audit import auditable
 from raydiff.metrics import MetricsWriter
-from raydiff.presets import derive
+from raydiff.presets import derive, main_arm
 from raydiff.replay.provenance import write_provenance
 from raydiff.replay.samples import MOST, write_samples
 from raydiff.report import write_report
 from raydiff.roles.models import Models
-from raydiff.roles.pretrainer import cached_models, check_models
+from raydiff.roles.pretrainer import cached_models, check_models, describe_denoiser
 from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Crew, Materials, Progress
@@ -38,6 +38,7 @@ from raydiff.runtime.plan import check_blocks
 from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.refusal import place
 from raydiff.runtime.running import Running
+from raydiff.runtime.steering import make_controller
 from raydiff.runtime.venue import venue
 from raydiff.status import Status, StatusBoard
 from raydiff.summary import write_summary
@@ -97,7 +98,8 @@ class Session:
     def begin(self, arm: str, config: Config) -> Running:
         models = self.models if config.generator.count else None
         crew = self.backend.crew(Materials(config, arm, self.real, models))
-        running = Running(Conductor(config, arm), crew, Recorder(self.writer, arm, self.board.message))
+        conductor = Conductor(config, arm, make_controller(config, self.dataset.action_size))
+        running = Running(conductor, crew, Recorder(self.writer, arm, self.board.message))
         crew.start()
         return running
 
@@ -155,13 +157,6 @@ class Session:
         return statuses
 
 
-def main_arm(config: Config) -> str:
-    """The name of the run itself among its arms."""
-    if not config.generator.count:
-        return "real_only"
-    return "guided" if config.guidance.kind != "none" else "unguided"
-
-
 def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: StatusBoard) -> Path:
     """Run everything and return the run folder.
 
@@ -204,6 +199,8 @@ def _train(
         seconds = {"data": time.monotonic() - begun}
         if generating:
             _write_real_samples(folder, config, dataset)
+            if (size := describe_denoiser(config, dataset)) is not None:
+                board.message(size)
         backend = stack.enter_context(_backend(cluster, config, writer, board))
         session = Session(config, dataset, backend, writer, board, folder, seconds=seconds)
         _run_phases(session, main, arms)
@@ -233,13 +230,14 @@ def _auditable(config: Config) -> Config:
     """Without audits where the simulator's state does not follow from observations."""
     if auditable(environment_of(config.data)):
         return config
-    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"audit": 0})})
+    return config.model_copy(update={"audit": config.audit.model_copy(update={"count": 0})})
 
 
 def _write_real_samples(folder: Path, config: Config, dataset: Dataset) -> None:
-    """Windows of the real data, to look at beside the synthetic ones."""
+    """Windows of the real data, to look at beside the synthetic ones and as long as they where the data reach."""
     section = config.denoiser
-    windows = make_windows(dataset, section.length, section.stride, section.holdout, section.seed)
+    longest = int((dataset.episode_slices("raydiff") @ (-1, 1)).max())
+    windows = make_windows(dataset, min(config.rows, longest), section.stride, section.holdout, section.seed)
     chosen = windows.train[np.linspace(0, len(windows.train) - 1, min(MOST, len(windows.train))).astype(np.int64)]
     data = Trajectories(windows.gather(chosen), dataset.observation_size, dataset.action_size)
     write_samples(folder / "replay" / "real_sample.npz", data)

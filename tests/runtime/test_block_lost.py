@@ -26,7 +26,7 @@ def config(schedule: str, **replay: int) -> Config:
             "refiner": {"count": 1, "min_lag": 3},
             "learner": {"updates": 60, "chunk": 2, "batch_size": 4},
             "replay": {"generation": 12, "lifetime": 2, "warmup": 12, "samples_per_insert": 2, **replay},
-            "evaluation": {"every": 20, "audit": 4},
+            "evaluation": {"every": 20},
         }
     )
 
@@ -150,7 +150,7 @@ def test_a_withdrawn_block_leaves_its_slot_to_the_next_one() -> None:
     assert third.slot == replaced.slot == 0
     catalogue.withdraw(2, replaced)
     assert set(catalogue.entries) == {0, 1}
-    assert catalogue.entries[0].refining  # its rows are in the learner's table, and nowhere else
+    assert not catalogue.entries[0].readable  # its rows are in the learner's table, and nowhere else
     again, out = catalogue.place(entry(3), 8, 4)
     assert (again.slot, out) == (0, replaced)
     assert catalogue.place(entry(4), 8, 4)[0].slot == 1

@@ -26,7 +26,8 @@ def make(**sections: dict[str, object]) -> Conductor:
         "learner": {"updates": 40, "chunk": 3, "batch_size": 4},
         "replay": {"generation": 10},
         "schedule": {"kind": "periodic", "epochs": 4},
-        "evaluation": {"every": 1000, "audit": 0},
+        "evaluation": {"every": 1000},
+        "audit": {"count": 0},
     }
     for name, section in sections.items():
         values[name] = values.get(name, {}) | section
@@ -317,7 +318,8 @@ def test_any_order_of_completions_keeps_the_schedule(
         learner={"updates": 23, "chunk": 4, "in_flight": in_flight},
         generator={"in_flight": in_flight, "refine_when_idle": idle},
         refiner={"count": refiners, "min_lag": 2},
-        evaluation={"every": 10, "audit": 8},
+        evaluation={"every": 10},
+        audit={"count": 1},
     )
     table = Table(conductor, habits)
     table.run()

@@ -24,7 +24,7 @@ SMALL = [
     "scale=tiny", "arms={}", "data.transitions=1500", "denoiser.steps=30", "denoiser.network.width=32",
     "reward.steps=30", "sampler.steps=6", "refiner.steps=2", "refiner.min_lag=20", "generator.batch=64",
     "replay.generation=64", "replay.warmup=128", "learner.updates=60", "learner.chunk=10", "learner.hidden=[32,32]",
-    "learner.batch_size=64", "evaluation.every=30", "evaluation.audit=16", "evaluation.final_episodes=2",
+    "learner.batch_size=64", "evaluation.every=30", "audit.transitions=16", "evaluation.final_episodes=2",
 ]  # fmt: skip
 
 Train = Callable[..., Path]

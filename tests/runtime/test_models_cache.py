@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def test_the_device_of_another_node_does_not_matter(
 def test_a_cache_without_the_reward_model_is_not_complete(
     small: Callable[..., Config], dataset: Dataset, models: Models, tmp_path: Path
 ) -> None:
-    keep_models(small(), dataset, tmp_path, Models(models.bundle, None))
+    keep_models(small(), dataset, tmp_path, replace(models, reward=None))
     assert cached_models(small(), dataset, tmp_path) is None
     assert cached_models(small(**{"reward.kind": "denoiser"}), dataset, tmp_path) is not None
     keep_models(small(), dataset, tmp_path, models)

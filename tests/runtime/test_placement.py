@@ -64,10 +64,12 @@ TWO = cluster(Node("a", 2), Node("b", 2))
 def test_demands_in_the_order_of_the_start() -> None:
     rows = demands(config("generator.count=3", "refiner.count=2"))
     assert [(row.section, row.count) for row in rows] == [
-        ("learner", 1), ("evaluation", 1), ("generator", 3), ("refiner", 2),
+        ("learner", 1), ("evaluation", 1), ("generator", 3), ("refiner", 2), ("audit", 1),
     ]  # fmt: skip
     assert [row.section for row in demands(config("generator.count=0"))] == ["learner", "evaluation"]
-    assert [row.role for row in demands(config("refiner.count=0"))] == ["learner", "evaluator", "generator"]
+    assert [row.role for row in demands(config("refiner.count=0"))] == [
+        "learner", "evaluator", "generator", "auditor",
+    ]  # fmt: skip
 
 
 def test_the_learner_stays_with_the_driver_and_generators_spread_by_what_is_free() -> None:
@@ -230,6 +232,7 @@ def situations(draw: st.DrawFn) -> tuple[list[str], Cluster]:
     for section in ("learner", "evaluation", "generator", "refiner", "denoiser"):
         least = 0.1 if section == "denoiser" else 0.0
         values |= {f"{section}.cpus": max(least, draw(AMOUNTS)), f"{section}.gpus": draw(share)}
+    values |= {"audit.count": draw(st.integers(0, 2)), "audit.cpus": draw(AMOUNTS)}
     nodes = tuple(replace(node, name=f"n{i}") for i, node in enumerate(draw(NODES)))
     return [f"{key}={value}" for key, value in values.items()], Cluster(nodes, "n0")
 

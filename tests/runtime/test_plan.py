@@ -15,6 +15,7 @@ from raydiff.runtime.refusal import check_placement, place
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 COLUMNS = 25  # HalfCheetah: 17 + 6 + 2
+MAZE_COLUMNS = 8  # 4 + 2 + 2
 
 
 def config(*overrides: str) -> Config:
@@ -57,11 +58,20 @@ def test_generation_smaller_than_a_block_still_has_one_slot() -> None:
     (["learner.chunk=2000"], ["would stall the run", "learner.chunk"]),
     (["replay.ahead=0.01", "replay.behind=0"], ["would stall the run", "replay.ahead", "replay.behind"]),
     (["replay.samples_per_insert=0.5"], ["would stall the run"]),
+    (["refiner.max_lag=499"], ["refiner.max_lag=499 is below refiner.min_lag=500"]),
+    (["guidance.automatic=true", "guidance.kind=value"], ["guidance.kind=value", "guidance.automatic=false"]),
+    (["guidance.automatic=true", "generator.method=synther"], ["generator.method=synther", "guidance.automatic=false"]),
 ])  # fmt: skip
 def test_settings_that_would_stall_are_refused(overrides: list[str], parts: list[str]) -> None:
     text = refusal(flow_limits, config(*overrides))
     for part in parts:
         assert part in text
+
+
+def test_an_automatic_strength_does_not_concern_arms_without_guidance() -> None:
+    flow_limits(config("guidance.automatic=true", "guidance.kind=none"))
+    flow_limits(config("guidance.automatic=true", "guidance.kind=value", "generator.count=0"))
+    flow_limits(config("guidance.automatic=true", "refiner.max_lag=500"))
 
 
 def test_max_lag_of_one_chunk_and_warmup_of_the_whole_table_are_accepted() -> None:
@@ -75,7 +85,8 @@ def machine(given: Config, cpus: float = 2.0) -> Cluster:
 
 def blocks(given: Config, on: Cluster | None = None) -> None:
     on = on or machine(given)
-    check_blocks(given, COLUMNS, on, place(given, on))
+    columns = MAZE_COLUMNS if (given.data.environment or "").startswith("maze2d") else COLUMNS
+    check_blocks(given, columns, on, place(given, on))
 
 
 def test_blocks_that_ray_would_inline_are_refused_and_the_least_batch_is_named() -> None:

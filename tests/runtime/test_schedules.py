@@ -17,7 +17,7 @@ from raydiff.status import StatusBoard
 from raydiff.summary import read_summary
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SMALL = ("scale=tiny", "data.transitions=1500", "denoiser.steps=60", "sampler.steps=4", "evaluation.audit=0",
+SMALL = ("scale=tiny", "data.transitions=1500", "denoiser.steps=60", "sampler.steps=4", "audit.count=0",
          "generator.sigma_limit=1e9", "evaluation.every=10000", "learner.updates=200", "learner.hidden=[16,16]")  # fmt: skip
 
 
@@ -63,14 +63,14 @@ def test_the_first_dataset_is_guided_as_in_the_papers_text(tmp_path: Path, cache
 
 
 def test_once(tmp_path: Path, cache: Path) -> None:
-    folder = run("synther.yaml", tmp_path, cache)
-    assert trajectories_by_version(folder, "unguided") == {0: 3000}
+    folder = run("synther/published.yaml", tmp_path, cache)
+    assert trajectories_by_version(folder, "synther") == {0: 3000}
     summary = read_summary(folder)
     assert (summary["updates"], summary["trajectories_generated"]) == (200, 3000)
     records = read_metrics(folder)
-    assert all(record["update"] == 0 for record in select(records, "block", "unguided"))
-    assert all(record["lag"] is not None for record in select(records, "train", "unguided"))
-    kept = read_samples(folder / "replay" / "unguided_sample.npz")
+    assert all(record["update"] == 0 for record in select(records, "block", "synther"))
+    assert all(record["lag"] is not None for record in select(records, "train", "synther"))
+    kept = read_samples(folder / "replay" / "synther_sample.npz")
     real = read_samples(folder / "replay" / "real_sample.npz")
     assert kept["observation"].shape == real["observation"].shape == (256, 2, 17)
     assert np.isfinite(kept["observation"]).all()
