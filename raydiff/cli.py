@@ -13,7 +13,10 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from raydiff.cli_audit import audit
 from raydiff.cli_data import data_app
+from raydiff.cli_generate import generate
+from raydiff.cli_study import study
 from raydiff.errors import RunFailed, UserError
 from raydiff.presets import describe, load_config
 from raydiff.runtime.address import find_address
@@ -110,6 +113,10 @@ def report(
 
     for path in write(runs, out):
         Console().print(str(path), soft_wrap=True, highlight=False)
+
+
+for _other in (generate, audit, study):
+    app.command()(_other)
 
 
 def _with_options(overrides: list[str], address: str | None, data: str | None) -> list[str]:

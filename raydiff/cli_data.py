@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from raydiff.errors import UserError
@@ -17,6 +19,7 @@ from raydiff.files import probe_folder
 
 data_app = typer.Typer(help="Find, fetch, collect, convert datasets and look at them.", rich_markup_mode=None)
 NAME = "D4RL id, minari:ID, or HDF5 file in D4RL's schema."
+LOG_EVERY_S = 10.0
 
 
 @data_app.command("list")
@@ -68,7 +71,7 @@ def data_info(
     if picture is not None:
         _check_picture(picture)
     spec = environment_spec(environment) if environment is not None else None
-    with _bar() as note:
+    with progress_bar() as note:
         opened = open_dataset(dataset, spec.max_episode_steps if spec else None, note)
     if spec is not None:
         opened.check_environment(spec)
@@ -118,7 +121,7 @@ def data_collect(
             f"Give a folder, such as --out {out.with_suffix('')}: each level becomes an HDF5 file in it."
         )
     name = environment_spec(environment).id  # refuses what cannot be simulated here before a folder is made
-    with _bar() as note:
+    with progress_bar() as note:
         if is_file:
             if out.exists() and not overwrite:
                 raise UserError(f"{out} exists. Give another --out, or --overwrite to replace it.")
@@ -145,7 +148,7 @@ def data_convert(
     from raydiff.data.minari_export import export_minari
     from raydiff.data.source import dataset_file, open_dataset
 
-    with _bar() as note:
+    with progress_bar() as note:
         if out.startswith("minari:"):
             path = export_minari(open_dataset(dataset, None, note), out.removeprefix("minari:"), overwrite=overwrite)
         else:
@@ -174,7 +177,7 @@ def data_download(
     from raydiff.data.download import fetch
     from raydiff.data.minari import download_minari
 
-    with _bar() as note:
+    with progress_bar() as note:
         if dataset.startswith("minari:"):
             path = download_minari(dataset.removeprefix("minari:"))
         else:
@@ -214,22 +217,22 @@ def fit(table: Table, console: Console, *dispensable: tuple[str, ...]) -> None:
         table.columns = [column for column in table.columns if column.header not in names]
 
 
-class _bar:
-    """A progress bar on stderr while something takes long; nothing where there is nothing to show."""
+@contextmanager
+def progress_bar() -> Iterator[Callable[..., None]]:
+    """Progress on stderr while something takes long, driven by ``note(what, done, total, more="")``: a bar on a
+    terminal, a line every ten seconds in a log."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    errors = Console(stderr=True)
+    shown, tasks, told = errors.is_terminal, dict[str, TaskID](), time.monotonic()
+    with Progress(*columns, TimeRemainingColumn(), console=errors, transient=True, disable=not shown) as progress:
 
-    def __enter__(self) -> Callable[..., None]:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        errors = Console(stderr=True)
-        shown = errors.is_terminal  # a log has no use for a bar
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=errors, transient=True, disable=not shown)
-        self.tasks: dict[str, int] = {}
-        self.progress.start()
-        return self.note
+        def note(what: str, done: int, total: int, more: str = "") -> None:
+            nonlocal told
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total or None)
+            progress.update(tasks[what], description=f"{what} {more}", completed=done, total=total or None)
+            if not shown and time.monotonic() - told > LOG_EVERY_S:
+                told = time.monotonic()
+                errors.print(f"{what} {more} {done:,} of {total:,}", highlight=False, soft_wrap=True)
 
-    def note(self, what: str, done: int, total: int, more: str = "") -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.progress.add_task(what, total=total or None)
-        self.progress.update(self.tasks[what], description=f"{what} {more}", completed=done, total=total or None)  # type: ignore[arg-type]
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        yield note
