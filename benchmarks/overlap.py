@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
     "replay.warmup": 2_048,
     "evaluation.every": 1_000_000,
     "evaluation.final_episodes": 1,
-    "evaluation.audit": 0,
+    "audit.count": 0,
 }
 
 

@@ -65,7 +65,7 @@ SETTINGS: dict[str, Any] = {
     "replay.behind": 1.0e12,
     "replay.warmup": 2_048,
     "evaluation.every": 10_000_000,
-    "evaluation.audit": 0,
+    "audit.count": 0,
 }
 
 
