@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from raydiff.diffusion.edm import Denoiser
 from raydiff.diffusion.samplers import Denoise
 
 Precision = Literal["float32", "bfloat16"]
@@ -39,12 +40,10 @@ def in_precision(denoiser: Denoise, precision: Precision) -> Denoise:
     """
     if precision == "float32":
         return denoiser
-    network = getattr(denoiser, "network", None)
-    if not isinstance(network, nn.Module):
+    if not isinstance(denoiser, Denoiser):
         raise ValueError(f"{type(denoiser).__name__} has no network to compute in {precision}")
     reduced = copy.copy(denoiser)
-    if isinstance(reduced, nn.Module):
-        # A module's shallow copy shares its table of submodules with the original.
-        reduced._modules = dict(reduced._modules)
-        reduced.network = ReducedNetwork(network, torch.bfloat16).requires_grad_(False)
+    # A module's shallow copy shares its table of submodules with the original.
+    reduced._modules = dict(reduced._modules)
+    reduced.network = ReducedNetwork(denoiser.network, torch.bfloat16).requires_grad_(False)
     return reduced

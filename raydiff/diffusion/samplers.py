@@ -224,11 +224,6 @@ def network_calls(name: str, steps: int) -> int:
     return SOLVERS[name].calls(steps)
 
 
-def nfe(steps: int) -> int:
-    """Network calls per trajectory of ``steps`` Heun steps."""
-    return sample_heun.calls(steps)
-
-
 def hold(mask: Tensor, values: Tensor, noise: Tensor | None = None) -> Replace:
     """A ``replace`` hook that keeps the entries where ``mask`` is true at ``values`` (both broadcast against ``x``).
 
