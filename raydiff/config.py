@@ -98,7 +98,7 @@ class DynamicsConfig(Section):
     patience: int = Field(5, ge=1, description="Passes without improvement after which training ends.")
     holdout: int = Field(1_000, ge=1, description="Most transitions held out; a fifth of small data.")
     transitions: int | None = Field(None, ge=100, description="Train on this many transitions; empty: on all.")
-    normalize_targets: bool = Field(False, description="Standardise what is predicted too; published: inputs only.")
+    normalize_targets: bool = Field(False, description="Standardise targets too; better for short locomotion runs.")
     seed: int = Field(0, ge=0, description="Seed of the training.")
 
     @field_validator("elites")
@@ -151,9 +151,11 @@ class GuidanceConfig(Section):
     mode: Literal["paper", "paper_code", "score", "score_exact"] = Field(
         "score_exact", description="PGD as in its text, as in its code, as a score, or Gaussian-exact."
     )
-    strength: float = Field(2.0, ge=0, description="lambda; rescaled by 256 / steps in modes paper and paper_code.")
+    strength: float = Field(
+        2.0, ge=0, description="lambda; times 256 / steps in modes paper and paper_code, and in value."
+    )
     delta: float = Field(0.2, gt=0, description="Standard deviation given to a deterministic policy's actions.")
-    cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (paper, paper_code).")
+    cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (paper, paper_code, value).")
     euler_from_unchurned: bool = Field(True, description="paper_code: Euler steps start before the churn, as coded.")
     chain_rule: bool = Field(True, description="score: with the derivative of the denoised by the noisy action.")
     automatic: bool = Field(False, description="Adapt the strength to the target likelihood (section B.7).")

@@ -17,6 +17,8 @@ from raydiff.diffusion.pretrain import denoiser_key, load_or_pretrain
 from raydiff.diffusion.samplers import network_calls
 from raydiff.diffusion.training_set import build_denoiser, columns_of, inputs_of, layout_of, training_windows
 from raydiff.dynamics.reward import LEAST_TRANSITIONS
+from raydiff.dynamics.termination import termination_of
+from raydiff.envs.registry import environment_of
 from raydiff.errors import UserError
 from raydiff.roles.models import Models
 from raydiff.roles.regressions import Progress, regressions
@@ -35,6 +37,8 @@ def check_models(config: Config, dataset: Dataset) -> None:
             f"{LEAST_TRANSITIONS}. Use more data"
             + (", or reward.kind=denoiser to keep the rewards that are generated." if method == "pgd" else ".")
         )
+    if method in ("dydiff", "pets"):
+        termination_of(environment_of(config.data))  # refuses environments whose rule is not known
     if method == "dydiff" and config.reward.kind != "model":
         raise UserError(
             "generator.method=dydiff generates states for given actions and no rewards, so it needs a reward model. "

@@ -86,4 +86,4 @@ def _ensemble(config: Config, dataset: Dataset, progress: Progress | None) -> St
     note = None
     if progress is not None:
         note = lambda step, steps, loss, holdout: progress("dynamics model", step, steps, loss, holdout)  # noqa: E731
-    return train_ensemble(dataset.transitions("dynamics"), config.dynamics, note)[0].state()
+    return train_ensemble(dataset.transitions("dynamics"), config.dynamics, note, config.denoiser.device)[0].state()

@@ -20,6 +20,7 @@ from raydiff.types import Agreement
 
 RATE_WINDOW_S = 10.0
 LONG_WAIT_S = 10.0
+FILTERED = "trajectories: filtered"  # on purpose, by generator.filter
 DISCARD_WARNING = 0.2
 REAL_ONLY_WARNING = 0.5
 
@@ -232,7 +233,9 @@ class Recorder:
         self._write({"kind": "event", "event": name, "worker": outcome.worker, "detail": cause, "time": facts})
 
     def _warn(self, conductor: Conductor) -> None:
-        dropped = sum(n for reason, n in conductor.discards.items() if reason.startswith("trajectories"))
+        dropped = sum(
+            n for reason, n in conductor.discards.items() if reason.startswith("trajectories") and reason != FILTERED
+        )
         made = conductor.generated + conductor.refined + dropped
         if not self.warned and made > 10_000 and dropped > DISCARD_WARNING * made:
             self.warned = True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from raydiff.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, new_figure, style
 from raydiff.studies.api import Study
@@ -15,7 +16,7 @@ from raydiff.studies.results import Results, Row
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 MARKERS = "os^DvPX"
 ROW_INCHES, PANEL_INCHES, MARGIN_INCHES = 0.26, 3.6, 1.3
-MOST_LINES = 7
+LINES = ("-", "--", ":", "-.")
 
 
 def study_figure(results: Results, study: Study) -> Figure | None:
@@ -39,7 +40,7 @@ def study_figure(results: Results, study: Study) -> Figure | None:
         else:
             _dots(axes, rows, name, first=place == 0)
     if stepped:
-        _steps(figure.add_subplot(grid[1, :]), stepped[:MOST_LINES])
+        _steps(figure.add_subplot(grid[1, :]), stepped)
     return figure
 
 
@@ -77,16 +78,22 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str, x: str) -> None:
 
 
 def _steps(axes: Axes, rows: Sequence[Row]) -> None:
+    """A line per condition: colours tell groups apart, or the conditions of a single group; strokes those within one."""
+    groups = list(dict.fromkeys(row.group for row in rows))
     for index, row in enumerate(rows):
-        series = row.series("error_by_step")
-        steps, colour = range(1, len(series) + 1), COLOURS[index]
-        label = row.label if row.group == row.label else f"{row.group}: {row.label}"
-        axes.plot(steps, [e.value for e in series], MARKERS[index] + "-", color=colour, label=label, markersize=4)
-        if all(e.low is not None for e in series):
-            axes.fill_between(steps, [e.low or 0.0 for e in series], [e.high or 0.0 for e in series],
-                              color=colour, alpha=0.15, linewidth=0)  # fmt: skip
+        series, within = row.series("error_by_step"), [other for other in rows if other.group == row.group].index(row)
+        place, stroke = (groups.index(row.group), within) if len(groups) > 1 else (index, 0)
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        steps, label = range(1, len(series) + 1), row.label if row.group == row.label else f"{row.group}: {row.label}"
+        axes.plot(steps, [e.value for e in series], marker + LINES[stroke % len(LINES)], color=colour, label=label,
+                  markersize=4)  # fmt: skip
+        known = [(step, e.low, e.high) for step, e in enumerate(series, 1) if e.low is not None and e.high is not None]
+        if known:
+            where, lows, highs = zip(*known, strict=True)
+            axes.fill_between(where, lows, highs, color=colour, alpha=0.15, linewidth=0)
     floor = next((found for row in rows if (found := row.series("floor_by_step"))), [])
     axes.plot(range(1, len(floor) + 1), [e.value for e in floor], "--", color=GREY, label="real data")
     style(axes, "Error against the simulator by step", "step", "squared error over the data's variance")
     axes.set_yscale("log")
-    axes.legend(fontsize=8, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

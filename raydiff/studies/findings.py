@@ -41,7 +41,8 @@ def tally(rows: Sequence[Row], reference: Row, measure: str = "score") -> str:
         + (f" ({'; '.join(named(row, measure) for row in some)})" if some and kind != "tie" else "")
         for kind, some in found.items()
     ]
-    return f"Against {named(reference, measure)}: {', '.join(parts)}."
+    label = MEASURES[measure].label
+    return f"{label[0].upper()}{label[1:]} against {named(reference, measure)}: {', '.join(parts)}."
 
 
 def named(row: Row, measure: str = "score") -> str:

@@ -36,13 +36,16 @@ def schedules(config: Config) -> Sequence[Condition]:
     generation = max(total // GENERATIONS, min(config.generator.batch, 1024))
     synthetic = round(config.learner.batch_size * (1 - config.replay.real_fraction))
     inserted = max(1, total // generation) * generation * (config.rows - 1)
+    ratio = config.learner.updates * synthetic / inserted
+    chunk = config.learner.chunk * synthetic / (ratio * generation * (config.rows - 1))  # blocks that one chunk draws
     continuous = {
         "schedule.kind": "continuous",
         "generator.batch": generation,
         "replay.generation": generation,
         "replay.warmup": generation,
         "replay.lifetime": KEPT,
-        "replay.samples_per_insert": config.learner.updates * synthetic / inserted,
+        "replay.samples_per_insert": ratio,
+        "replay.ahead": max(config.replay.ahead, chunk),
     }
     periodic = {"schedule.kind": "periodic", "schedule.epochs": EPOCHS, "replay.generation": epoch}
     return [

@@ -16,9 +16,10 @@ from raydiff.types import PolicyBlob
 OBSERVATION, ACTION = 5, 3
 
 
-def published(algorithm: str, normalize: bool = True) -> PolicyBlob:
+def published(algorithm: str, normalize: bool = True, critic: bool = False) -> PolicyBlob:
     config = LearnerConfig(algorithm=algorithm, hidden=(16, 16), normalize_observations=normalize)
-    agent = build_agent(config, OBSERVATION, ACTION, np.full(OBSERVATION, 3.0), np.full(OBSERVATION, 2.0), 0)
+    mean, std = np.full(OBSERVATION, 3.0), np.full(OBSERVATION, 2.0)
+    agent = build_agent(config, OBSERVATION, ACTION, mean, std, 0, publish_critic=critic)
     if algorithm == "iql":
         with torch.no_grad():
             agent.log_std.copy_(torch.tensor([-9.0, -0.5, 0.3]))
@@ -114,3 +115,64 @@ def test_stochastic_actions_follow_the_distribution_and_the_generator() -> None:
     narrow = first[:, 0]  # this dimension's deviation is exp(-5): clipping does not touch it
     assert narrow.mean() == pytest.approx(mean[0, 0].item(), abs=1e-4)
     assert narrow.std() == pytest.approx(variance[0, 0].sqrt().item(), rel=0.02)
+
+
+# ------------------------------------------------------------------------------------------------- the critic
+
+
+def target_values(agent, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """The mean of the agent's two target critics ``[B]``, by plain matrix products."""
+    signal = torch.cat([(observation - 3.0) / 2.001, action], -1).expand(2, -1, -1)
+    layers = agent.critic_target.layers
+    for weight, bias in layers[:-1]:
+        signal = torch.relu(signal @ weight.mT + bias)
+    return (signal @ layers[-1][0].mT + layers[-1][1]).squeeze(-1).mean(0)
+
+
+@pytest.mark.parametrize("algorithm", ["td3_bc", "iql"])
+def test_published_critic_is_the_mean_of_the_targets(algorithm: str) -> None:
+    config = LearnerConfig(algorithm=algorithm, hidden=(16, 16))
+    mean, std = np.full(OBSERVATION, 3.0), np.full(OBSERVATION, 2.0)
+    agent = build_agent(config, OBSERVATION, ACTION, mean, std, 0, publish_critic=True)
+    with torch.no_grad():  # targets as they are in the middle of training: not the online critics
+        agent.critic_target.flat.add_(0.1 * torch.randn(agent.critic_target.flat.shape))
+    policy = Policy.from_blob(agent.policy_blob(7))
+    states = torch.from_numpy(observations(2, 6))
+    actions = torch.linspace(-0.9, 0.9, 36).view(2, 6, ACTION).requires_grad_()
+    expected = target_values(agent, states.view(12, -1), actions.view(12, -1))
+    gradient = torch.autograd.grad(expected.sum(), actions)[0]
+    actions = actions.detach()
+    assert policy.has_critic
+    torch.testing.assert_close(policy.value(states, actions).view(12), expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(policy.value_gradient(states, actions), gradient, rtol=1e-5, atol=1e-6)
+    with torch.inference_mode():  # as generators call it
+        inside = policy.value_gradient(states * 1.0, actions * 1.0)
+    torch.testing.assert_close(inside, gradient, rtol=1e-5, atol=1e-6)
+    again = Policy.from_blob(policy.to_blob(8))
+    torch.testing.assert_close(again.value(states, actions), policy.value(states, actions), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", ["td3_bc", "iql"])
+def test_the_critic_travels_only_where_it_is_wanted(algorithm: str) -> None:
+    plain, valued = published(algorithm), published(algorithm, critic=True)
+    assert (plain.spec["critic"], valued.spec["critic"]) == (False, True)
+    critics = 2 * sum((inputs + 1) * outputs for inputs, outputs in ((OBSERVATION + ACTION, 16), (16, 16), (16, 1)))
+    assert len(valued.weights) == len(plain.weights) + critics
+    np.testing.assert_array_equal(valued.weights[: len(plain.weights)], plain.weights)
+    states = torch.from_numpy(observations(4))
+    for first, second in zip(*(Policy.from_blob(b).distribution(states) for b in (plain, valued)), strict=True):
+        assert first is second or torch.equal(first, second)
+    policy = Policy.from_blob(plain)
+    assert not policy.has_critic
+    with pytest.raises(ValueError, match="without its critic"):
+        policy.value_gradient(states, torch.zeros(4, ACTION))
+    with pytest.raises(ValueError, match="without its critic"):
+        policy.value(states, torch.zeros(4, ACTION))
+    with pytest.raises(ValueError, match="weights"):
+        Policy.from_blob(PolicyBlob.pack(7, valued.spec, plain.weights))
+
+
+def test_policies_of_older_files_have_no_critic() -> None:
+    blob = published("td3_bc")
+    spec = {key: value for key, value in blob.spec.items() if key != "critic"}
+    assert not Policy.from_blob(PolicyBlob.pack(7, spec, blob.weights)).has_critic

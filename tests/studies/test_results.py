@@ -97,7 +97,7 @@ def test_rows_are_sorted_by_how_they_do_against_a_reference() -> None:
 def test_a_tally_names_wins_and_losses() -> None:
     reference, better = row("r", [10.0, 10.0]), row("b", [20.0, 20.0])
     line = tally([better, row("a", [10.0, 10.0])], reference)
-    assert line == "Against g, r at 10.0 [10.0, 10.0]: 1 win (g, b at 20.0 [20.0, 20.0]), 1 tie, 0 losses."
+    assert line == "Final score against g, r at 10.0 [10.0, 10.0]: 1 win (g, b at 20.0 [20.0, 20.0]), 1 tie, 0 losses."
 
 
 def test_a_lower_error_wins() -> None:
@@ -139,9 +139,11 @@ def results() -> Results:
 
 def test_guided_data_are_held_against_the_best_real_only_learner_and_the_untuned_one() -> None:
     lines = pays(results(), "real data alone", "unguided")
-    tuned = next(line for line in lines if line.startswith("Guided data. Against real data alone, real-weak"))
+    tuned = next(
+        line for line in lines if line.startswith("Guided data. Final score against real data alone, real-weak")
+    )
     assert "0 wins, 0 ties, 1 loss (guided at 15.0" in tuned
-    plain = next(line for line in lines if line.startswith("Guided data. Against unguided"))
+    plain = next(line for line in lines if line.startswith("Guided data. Final score against unguided"))
     assert "1 win (guided at 15.0" in plain
     same = next(line for line in lines if line.startswith("With the same learner."))
     assert "real-base" in same

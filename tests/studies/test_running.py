@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from raydiff.cli_study import study as command
 from raydiff.config import Config
 from raydiff.errors import UserError
+from raydiff.runtime.conductor import Conductor
 from raydiff.studies import registry
 from raydiff.studies.api import Condition, Scale, Study, plan
 from raydiff.studies.collect import gather, publish
@@ -181,6 +182,8 @@ def test_every_study_is_made_of_settings_that_exist(tmp_path: Path) -> None:
             configs = {job.config.model_copy(update={"output": ""}).model_dump_json() for job in jobs}
             assert len(configs) == len(jobs), f"{chosen.name} has two conditions that are the same"
             assert all(not job.config.arms for job in jobs)
+            for job in jobs:
+                Conductor(job.config, "check")  # refuses limits under which a run would stall
 
 
 def test_where_it_pays_runs_the_essential_conditions_of_all_seeds_first(tmp_path: Path) -> None:
