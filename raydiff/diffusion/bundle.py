@@ -118,7 +118,7 @@ class DenoiserBundle:
             return DenoiserBundle.from_arrays(arrays, spec, device)
         except FileNotFoundError as error:
             missing = error.filename or folder / WEIGHTS
-            raise UserError(f"{folder}: no denoiser here ({missing} is missing). Run `raydiff pretrain`.") from error
+            raise UserError(f"{folder}: no denoiser here ({missing} is missing). `raydiff train` makes one.") from error
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"{folder}: the denoiser stored here cannot be read ({error}). Delete the folder; it is trained anew."

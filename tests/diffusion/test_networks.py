@@ -151,7 +151,7 @@ def test_unet_size(width, millions):
 
 
 def test_unet_cost_at_the_published_size():
-    """2.3 GFLOP per call and trajectory (section K.3)."""
+    """2.3 GFLOP per call and trajectory (section A.4)."""
     with torch.device("meta"):
         network = UNet(25, 1024, 3, 25)
     assert count_flops(network, 16, 25) / 1e9 == pytest.approx(2.32, abs=0.005)
