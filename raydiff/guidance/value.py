@@ -15,7 +15,7 @@ class ActionValueGradient:
     """``dQ/du [B, L, A]`` by the normalised actions ``u [B, L, A]``, at observations ``[B, L, S]`` in environment units.
 
     The critic, which knows actions within ±1 only, is asked at the nearest of those; its gradient passes the limits
-    unchanged (section F.7).
+    unchanged (section F.1).
     """
 
     def __init__(self, critic: Critic, columns: ActionColumns) -> None:

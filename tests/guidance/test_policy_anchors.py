@@ -234,4 +234,4 @@ def test_b4_likelihood_rises_with_strength(mode, solver):
     assert errors[0] > 2
     assert errors[-1] < 0.5 * errors[0]
     if mode != "score":
-        assert errors[-1] < 0.1
+        assert errors[-1] < (0.06 if solver == "heun" else 0.1)  # fresh noise also moves samples between the modes
