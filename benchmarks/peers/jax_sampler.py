@@ -46,7 +46,8 @@ def residual_mlp(weights: Weights, x: jax.Array, c_noise: jax.Array, job: dict[s
 
 def convolution(weights: Weights, name: str, x: jax.Array) -> jax.Array:
     """Over rows, with zero padding, on ``x [B, L, C]``."""
-    kernel = weights[f"{name}.weight"]  # [out, in, k]
+    kernel = weights[f"{name}.weight"]  # [out, in, 1, k]: rows are convolved as images of height 1
+    kernel = kernel.reshape(kernel.shape[0], kernel.shape[1], -1)
     k = kernel.shape[2]
     out = jax.lax.conv_general_dilated(
         x, kernel.transpose(2, 1, 0), (1,), [((k - 1) // 2, k // 2)], dimension_numbers=("NWC", "WIO", "NWC")

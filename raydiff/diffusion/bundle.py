@@ -20,7 +20,7 @@ from raydiff.diffusion.edm import Denoiser
 from raydiff.diffusion.training_set import build_denoiser, columns_of
 from raydiff.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, SPEC = "weights.safetensors", "bundle.json"
 
 

@@ -97,12 +97,12 @@ def sweep(rows: Sequence[Row], measure: str) -> str:
     return f"{line}; best at {top[0]:g}."
 
 
-def pays(results: Results, real: str, unguided: str) -> list[str]:
+def pays(results: Results, real: str) -> list[str]:
     """Where guided data win, tie and lose against the tuned real-only learner and against unguided data.
 
-    ``real`` is the group whose best mean is the tuned learner, ``unguided`` the condition without guidance.
+    ``real`` is the group whose best mean is the tuned learner. Unguided data are those of the same settings otherwise.
     """
-    tuned, plain = best(results.group(real)), results.row(unguided)
+    tuned = best(results.group(real))
     small = [row for row in results.rows if "data.transitions" in row.overrides and row.runs]
     made = [row for row in results.rows if row.runs and row.overrides.get("generator.count") != 0]
     full = [row for row in made if row not in small]
@@ -112,8 +112,8 @@ def pays(results: Results, real: str, unguided: str) -> list[str]:
     if tuned is not None:
         lines += [("", _tuned(tuned, results.group(real)))]
         lines += [("Guided data. ", tally(guided, tuned)), ("Unguided data. ", tally(without, tuned))]
-    if plain is not None:
-        lines += [("Guided data. ", tally(guided, plain))]
+    for plain in without:
+        lines.append(("Guided data. ", tally([row for row in guided if _unguided(row) == _unguided(plain)], plain)))
     lines += [("With the same learner. ", line) for line in _same_learner(guided, results, real)]
     lines += [("Fewer data. ", _small(small)), ("", together(full, "error"))]
     return [start + line for start, line in lines if line]
@@ -142,6 +142,11 @@ def _same_learner(guided: Sequence[Row], results: Results, real: str) -> list[st
         twins = [row for row in guided if _learner(row, results) == _learner(other, results)]
         lines.append(tally(twins, other))
     return lines
+
+
+def _unguided(row: Row) -> dict[str, object]:
+    """What a condition changes besides its guidance."""
+    return {key: value for key, value in row.overrides.items() if not key.startswith("guidance.")}
 
 
 def _learner(row: Row, results: Results) -> dict[str, object]:

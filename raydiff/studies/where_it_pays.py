@@ -154,7 +154,7 @@ def _data(config: Config) -> list[Condition]:
 
 
 def findings(results: Results) -> list[str]:
-    return pays(results, REAL, "unguided")
+    return pays(results, REAL)
 
 
 # One process does everything in turn, so one generator is enough; refreshing is a condition of its own.

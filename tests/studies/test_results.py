@@ -130,6 +130,7 @@ def results() -> Results:
             row("real-base", [10.0, 11.0, 12.0], real, overrides={"generator.count": 0}),
             row("unguided", [4.0, 5.0, 6.0], "unguided", error=0.1, overrides={"guidance.kind": "none"}),
             row("guided", [14.0, 15.0, 16.0], "guided", error=0.1),
+            row("weak", [14.0, 15.0, 17.0], "guided", error=0.1, overrides={"learner.td3_bc.alpha": 10.0}),
             Row("length-9", "length 9", "window length", {}, None, {}, {0: "it broke"}),
         ],
         {"seeds": 3},
@@ -138,16 +139,18 @@ def results() -> Results:
 
 
 def test_guided_data_are_held_against_the_best_real_only_learner_and_the_untuned_one() -> None:
-    lines = pays(results(), "real data alone", "unguided")
+    lines = pays(results(), "real data alone")
     tuned = next(
         line for line in lines if line.startswith("Guided data. Final score against real data alone, real-weak")
     )
-    assert "0 wins, 0 ties, 1 loss (guided at 15.0" in tuned
+    assert "0 wins, 0 ties, 2 losses (guided at 15.0" in tuned
     plain = next(line for line in lines if line.startswith("Guided data. Final score against unguided"))
-    assert "1 win (guided at 15.0" in plain
-    same = next(line for line in lines if line.startswith("With the same learner."))
-    assert "real-base" in same
-    assert "1 win" in same
+    assert "1 win (guided at 15.0 [12.5, 17.5]), 0 ties, 0 losses" in plain, "another learner's run is not among them"
+    weak, base = (line for line in lines if line.startswith("With the same learner."))
+    assert "real-weak" in weak
+    assert "1 loss (guided, weak at 15.3" in weak
+    assert "real-base" in base
+    assert "1 win (guided at 15.0" in base
     assert any("best of 2 settings" in line and "learner.td3_bc.alpha" not in line for line in lines)
 
 
@@ -156,15 +159,15 @@ def test_a_tuned_learner_at_the_edge_of_its_grid_is_said_to_be_there() -> None:
         row(f"a{alpha}", [score, score], "real", overrides={"generator.count": 0, "learner.td3_bc.alpha": alpha})
         for alpha, score in ((1.0, 5.0), (2.0, 7.0), (4.0, 6.0))
     ]
-    inside = pays(Results("s", "t", rows, {}), "real", "unguided")[0]
+    inside = pays(Results("s", "t", rows, {}), "real")[0]
     assert "real, a2.0 at 7.0" in inside
     assert "edge" not in inside
-    assert "learner.td3_bc.alpha at the edge of the grid" in pays(Results("s", "t", rows[:2], {}), "real", "u")[0]
+    assert "learner.td3_bc.alpha at the edge of the grid" in pays(Results("s", "t", rows[:2], {}), "real")[0]
 
 
 def test_without_real_runs_nothing_is_claimed_about_them() -> None:
     only = Results("s", "t", [results().rows[3]], {}, LEARNER)
-    assert pays(only, "real data alone", "unguided") == []
+    assert pays(only, "real data alone") == []
 
 
 def test_the_table_has_every_condition_its_intervals_and_what_failed() -> None:
@@ -203,7 +206,7 @@ def test_dots_curves_and_steps_are_drawn(tmp_path: Path) -> None:
     assert figure is not None
     assert [a.get_title(loc="left") for a in figure.axes] == ["final score", "audited error"]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["real data alone: real-weak", "real data alone: real-base", "unguided", "guided"]
+    assert labels == ["real data alone: real-weak", "real data alone: real-base", "unguided", "guided", "guided: weak"]
     curves = Results("s", "t", [row(str(x), [x, x + 1], x=x, error_by_step=[0.1, 0.2]) for x in (1.0, 2.0)])
     figure = study_figure(curves, study(("score", "error_by_step"), "x"))
     assert figure is not None
