@@ -205,8 +205,8 @@ def actors(nodes: dict[str, Any]) -> list[psutil.Process]:
 @pytest.mark.usefixtures("dataset", "models")
 def test_a_run_uses_both_nodes_and_survives_the_end_of_one(nodes: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     flowing = ("replay.samples_per_insert=2", "replay.ahead=1", "learner.chunk=10", "refiner.min_lag=5")
-    run = Run(cache, tmp_path, "learner.updates=100000", "evaluation.every=1000", *flowing)
-    run.until("every worker", lambda: len(run.events("worker_up")) == 6)
+    run = Run(cache, tmp_path, "learner.updates=100000", "evaluation.every=50", *flowing)
+    run.until("every worker", lambda: len(run.events("worker_up")) == 7)
     planned = {slot.worker: slot.node for slot in _planned(run.folder)}
     assert {event["worker"]: event["time"]["node"] for event in run.events("worker_up")} == planned
     away = {worker for worker, node in planned.items() if node == "second"}
@@ -219,7 +219,7 @@ def test_a_run_uses_both_nodes_and_survives_the_end_of_one(nodes: dict[str, Any]
     time.sleep(4)
     _raylet(nodes, "second").kill()
     learner.resume()
-    run.until("new workers", lambda: {e["worker"] for e in run.events("worker_up")[6:]} >= away, limit_s=60)
+    run.until("new workers", lambda: {e["worker"] for e in run.events("worker_up")[7:]} >= away, limit_s=60)
     again = {event["worker"]: event["time"]["node"] for event in run.events("worker_up")}
     assert set(again.values()) == {"head"}
     assert not run.events("quarantine")

@@ -22,7 +22,7 @@ from raydiff.studies import registry
 from raydiff.studies.api import Condition, Scale, Study, plan
 from raydiff.studies.collect import gather, publish
 from raydiff.studies.registry import STUDIES, find_study
-from raydiff.studies.runner import check_jobs, execute, models_key
+from raydiff.studies.runner import GRACE_S, check_jobs, execute, models_key
 
 SMALL = {
     "scale": "tiny",
@@ -153,7 +153,7 @@ def test_a_study_that_is_stopped_leaves_no_run_behind(tmp_path: Path, cache: str
     children = _children(process.pid)
     assert len(children) == 1
     process.send_signal(signal.SIGTERM)  # handled as Ctrl-C is
-    process.communicate(timeout=30)
+    process.communicate(timeout=GRACE_S + 30)
     assert process.returncode == 130
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert not (metrics.parent / "summary.json").exists()
