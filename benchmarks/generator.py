@@ -39,7 +39,8 @@ from raydiff.diffusion.networks import build_network
 from raydiff.diffusion.precision import in_precision
 from raydiff.diffusion.samplers import network_calls, solver_of
 from raydiff.evaluation.audit import Auditor
-from raydiff.generators.pgd import TrajectoryGenerator, churn_of
+from raydiff.generators.pgd import TrajectoryGenerator
+from raydiff.generators.sampling import churn_of
 from raydiff.presets import load_config
 from raydiff.roles.pretrainer import prepare_models
 

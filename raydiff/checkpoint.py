@@ -15,6 +15,14 @@ from safetensors.torch import save_file
 from raydiff.errors import UserError
 from raydiff.types import PolicyBlob
 
+POLICY_SUFFIX = ".policy.safetensors"
+
+
+def policy_files(run: Path) -> dict[str, Path]:
+    """The policies of a run's finished arms, by arm."""
+    files = sorted((run / "checkpoints").glob(f"*{POLICY_SUFFIX}"))
+    return {path.name.removesuffix(POLICY_SUFFIX): path for path in files}
+
 
 def save_learner(folder: Path, arm: str, policy: PolicyBlob, state: dict[str, torch.Tensor]) -> None:
     """Write ``ARM.safetensors`` (state) and ``ARM.policy.safetensors`` (weights, with the spec as metadata)."""
@@ -23,7 +31,7 @@ def save_learner(folder: Path, arm: str, policy: PolicyBlob, state: dict[str, to
     target = folder / f"{arm}.safetensors"
     save_file(plain, target.with_suffix(".part"))
     os.replace(target.with_suffix(".part"), target)
-    target = folder / f"{arm}.policy.safetensors"
+    target = folder / f"{arm}{POLICY_SUFFIX}"
     # One entry: the order in which safetensors writes several is random, and equal policies should be equal files.
     metadata = {"policy": json.dumps({"version": policy.version, "spec": policy.spec})}
     save_numpy({"weights": np.ascontiguousarray(policy.weights)}, target.with_suffix(".part"), metadata=metadata)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from raydiff.cli_data import fit, progress_bar
 from raydiff.errors import UserError
-from raydiff.files import probe_folder
+from raydiff.files import check_writable
 
 FLOOR = "real data (floor)"
 _SOURCE = "Run folder; ARM_sample.npz of a run; or a dataset: HDF5 in D4RL's schema, D4RL id, minari:ID."
@@ -152,13 +152,7 @@ def _share(value: float | None) -> str:
 def _check_writable(path: Path) -> None:
     if path.suffix.lower() != ".json" or path.is_dir():
         raise UserError(f"--json {path}: give a file that ends in .json; its picture is named after it.")
-    try:
-        probe_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}). Give another --json, in a folder with write "
-            "permission and free space."
-        ) from None
+    check_writable(path, "Give another --json, in a folder with write permission and free space.")
 
 
 def _write(found: Mapping[str, Any], path: Path) -> list[Path]:

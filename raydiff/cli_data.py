@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from raydiff.errors import UserError
-from raydiff.files import probe_folder
+from raydiff.files import check_writable
 
 data_app = typer.Typer(help="Find, fetch, collect, convert datasets and look at them.", rich_markup_mode=None)
 NAME = "D4RL id, minari:ID, or HDF5 file in D4RL's schema."
@@ -198,13 +198,7 @@ def _check_picture(path: Path) -> None:
     """Raise ``UserError`` unless a PNG can be written there, before the dataset is read for it."""
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are PNG files. Give a name that ends in .png.")
-    try:
-        probe_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"{path}: the picture cannot be written ({error.strerror or error}). Give a file in a folder with write "
-            "permission and free space."
-        ) from None
+    check_writable(path, "Give the picture another file, in a folder with write permission and free space.")
 
 
 def fit(table: Table, console: Console, *dispensable: tuple[str, ...]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raydiff.errors import UserError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -30,3 +32,12 @@ def probe_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def check_writable(path: Path, advice: str) -> None:
+    """Raise ``UserError`` unless a file can be made beside ``path``: before the work is done that it is to hold.
+    ``advice`` says what to do."""
+    try:
+        probe_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}). {advice}") from None

@@ -159,7 +159,7 @@ def test_other_data_are_scored_where_they_come_from(raydiff: Raydiff, tmp_path: 
         (("collect", "Pendulum-v1", "--out", "x.parquet"), "Give a folder"),
         (("collect", "CartPole-v1", "--out", "folder"), "CartPole-v1 has no flat continuous"),
         (("info", "any.hdf5", "--picture", "p.jpg"), "ends in .png"),
-        (("info", "any.hdf5", "--picture", "occupied/p.png"), "the picture cannot be written"),
+        (("info", "any.hdf5", "--picture", "occupied/p.png"), "occupied/p.png cannot be written"),
         (("convert", "hopper-medium-v2", "x.hdf5"), "hopper-medium-v2 cannot be converted to x.hdf5"),  # no download
         (("convert", "any.hdf5", "x.txt"), "any.hdf5 cannot be converted to x.txt"),
         (("convert", "any.parquet", "minari:a/bc-v0"), "raydiff data convert any.parquet FILE.hdf5"),

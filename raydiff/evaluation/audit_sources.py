@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raydiff.checkpoint import load_policy
+from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files
 from raydiff.config import Config, GuidanceConfig
 from raydiff.data.dataset import Dataset
 from raydiff.data.source import load_dataset, open_dataset
@@ -23,7 +23,7 @@ from raydiff.types import PolicyBlob, Trajectories, Transitions
 
 Note = Callable[[str, int, int], None]
 
-SAMPLE, POLICY = "_sample.npz", ".policy.safetensors"
+SAMPLE = "_sample.npz"
 LONGEST_WHOLE, PIECE = 100, 16
 """Stretches of a dataset up to the first are replayed whole; where one is longer, all are cut into pieces of the
 second, the horizon of policy-guided diffusion's figure 6."""
@@ -182,8 +182,8 @@ def _check_sizes(path: str, observation_size: int, action_size: int, spec: Envir
 
 
 def _own_policy(run: Path, arm: str, config: Config | None) -> Acting | None:
-    path = run / "checkpoints" / f"{arm}{POLICY}"
-    return Acting(load_policy(path), _required(config).guidance.delta) if path.is_file() else None
+    path = policy_files(run).get(arm)
+    return Acting(load_policy(path), _required(config).guidance.delta) if path is not None else None
 
 
 def _acting(path: Path) -> Acting:
@@ -193,12 +193,11 @@ def _acting(path: Path) -> Acting:
         settings = path.parent.parent / "config.yaml"
         guidance = load_config(settings).guidance if settings.is_file() else GuidanceConfig()
         return Acting(load_policy(path), guidance.delta)
-    found = sorted((path / "checkpoints").glob(f"*{POLICY}"))
+    found = policy_files(path)
     if not found or not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not a run with a policy: checkpoints/ARM{POLICY} or config.yaml is missing.")
+        raise UserError(f"{path} is not a run with a policy: checkpoints/ARM{POLICY_SUFFIX} or config.yaml is missing.")
     config = load_config(path / "config.yaml")
-    main = path / "checkpoints" / f"{main_arm(config)}{POLICY}"
-    return Acting(load_policy(main if main in found else found[0]), config.guidance.delta)
+    return Acting(load_policy(found.get(main_arm(config), next(iter(found.values())))), config.guidance.delta)
 
 
 def _required(config: Config | None) -> Config:

@@ -16,16 +16,14 @@ from torch import Tensor
 from raydiff.config import Config
 from raydiff.diffusion.bundle import DenoiserBundle
 from raydiff.diffusion.conditional import given_entries
-from raydiff.diffusion.edm import karras_sigmas
-from raydiff.diffusion.precision import in_precision
-from raydiff.diffusion.samplers import hold, network_calls, solver_of
+from raydiff.diffusion.samplers import hold
 from raydiff.dynamics.ensemble import GaussianEnsemble
 from raydiff.dynamics.reward import RewardModel
 from raydiff.dynamics.termination import termination_of
 from raydiff.generators.api import GeneratedTrajectories, action_agreement, keyed_generator
 from raydiff.generators.dydiff_refine import Act, FixedActions, RowActions, iterate, roll_out, stop_at_terminals
 from raydiff.generators.filter import reward_filter
-from raydiff.generators.pgd import churn_of
+from raydiff.generators.sampling import Sampling, churn_of
 from raydiff.guidance.api import ActionDistribution
 from raydiff.types import Trajectories
 
@@ -47,16 +45,11 @@ class DyDiffGenerator:
         config: Config,
         device: torch.device | str = "cpu",
     ) -> None:
-        if bundle.layout != "conditional":
-            raise ValueError(f"dydiff needs a denoiser of states given actions, not one of layout {bundle.layout!r}")
-        self.bundle, self.ensemble, self.reward = bundle.to(device), ensemble.to(device), reward.to(device)
+        self.sampling = Sampling(bundle, "conditional", config.sampler, device)
+        self.bundle, self.ensemble, self.reward = self.sampling.bundle, ensemble.to(device), reward.to(device)
         self.starts = torch.as_tensor(starts, dtype=torch.float32, device=device)
         self.termination = termination_of(environment)
         self.config, self.device = config, torch.device(device)
-        sampler = config.sampler
-        self.denoise = in_precision(self.bundle.denoiser, sampler.precision)
-        self.solver = solver_of(sampler.solver)
-        self.sigmas = karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho)
 
     @torch.inference_mode()
     def generate(
@@ -120,15 +113,14 @@ class DyDiffGenerator:
 
     def _draw(self, first: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
         """States ``[n, L, S]`` from the conditional model; those of row 0 are ``first`` bit for bit."""
-        normalizer, sampler, size = self.bundle.normalizer, self.config.sampler, self.bundle.observation_size
+        normalizer, sampling, size = self.bundle.normalizer, self.sampling, self.bundle.observation_size
         known = normalizer.encode(torch.cat([first[:, None].expand(-1, actions.shape[1], -1), actions], dim=-1))
         given = given_entries(actions.shape[1], size, actions.shape[2]).to(self.device)
-        noise = torch.randn(known.shape, generator=generator, device=self.device).mul_(sampler.sigma_max)
-        x = self.solver(
-            self.denoise,
-            noise,
-            self.sigmas,
-            churn=churn_of(sampler),
+        x = sampling.solve(
+            sampling.denoise,
+            sampling.noise(len(first), generator),
+            sampling.sigmas,
+            churn=churn_of(sampling.sampler),
             generator=generator,
             replace=hold(given, known),
             replace_after_churn=self.config.dydiff.replace_after_churn,
@@ -148,8 +140,7 @@ class DyDiffGenerator:
         filtered: bool,
     ) -> GeneratedTrajectories:
         """The iterations, then rewards, the filter by predicted return and terminations."""
-        update, sampler = self.config.dydiff.update, self.config.sampler
-        noise = self._noise(generator)
+        update, noise = self.config.dydiff.update, self._noise(generator)
         states, actions = iterate(
             lambda first, taken: self._draw(first, taken, noise()), states, actions, act, iterations, update
         )
@@ -163,8 +154,7 @@ class DyDiffGenerator:
         delta, agreement = self.config.guidance.delta, None
         if policy is not None:
             agreement = action_agreement(trajectories, policy, self.device, delta)
-        calls = iterations * network_calls(sampler.solver, sampler.steps)
-        return GeneratedTrajectories(trajectories, calls, "none", 0.0, agreement)
+        return GeneratedTrajectories(trajectories, iterations * self.sampling.calls(), "none", 0.0, agreement)
 
     def _judge(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Reward ``[n, H]`` and whether it terminates ``[n, H]``, for each transition of the rows ``[n, L, ...]``."""

@@ -7,11 +7,8 @@ import torch
 
 from raydiff.config import GuidanceConfig, SamplerConfig
 from raydiff.diffusion.bundle import DenoiserBundle
-from raydiff.diffusion.edm import karras_sigmas
-from raydiff.diffusion.precision import in_precision
-from raydiff.diffusion.samplers import network_calls, solver_of
 from raydiff.generators.api import GeneratedTrajectories, action_agreement, keyed_generator
-from raydiff.generators.pgd import churn_of
+from raydiff.generators.sampling import Sampling, churn_of
 from raydiff.guidance.api import ActionDistribution
 from raydiff.types import Trajectories
 
@@ -30,12 +27,7 @@ class TransitionGenerator:
         device: torch.device | str = "cpu",
         delta: float = GuidanceConfig().delta,
     ) -> None:
-        if bundle.layout != "transition":
-            raise ValueError(f"synther needs a denoiser of single transitions, not one of layout {bundle.layout!r}")
-        self.bundle, self.sampler, self.device, self.delta = bundle.to(device), sampler, torch.device(device), delta
-        self.denoise = in_precision(self.bundle.denoiser, sampler.precision)
-        self.solver = solver_of(sampler.solver)
-        self.sigmas = karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho)
+        self.sampling, self.delta = Sampling(bundle, "transition", sampler, device), delta
 
     @torch.inference_mode()
     def generate(
@@ -43,20 +35,19 @@ class TransitionGenerator:
     ) -> GeneratedTrajectories:
         """``n`` transitions as trajectories of two rows ``[n, 2, S+A+2]``. Nothing is guided: ``strength`` has no
         effect."""
-        generator = keyed_generator(key, self.device)
-        noise = torch.randn(n, 1, self.bundle.columns, generator=generator, device=self.device)
-        x = self.solver(
-            self.denoise,
-            noise.mul_(self.sampler.sigma_max),
-            self.sigmas,
-            churn=churn_of(self.sampler),
+        sampling = self.sampling
+        bundle, generator = sampling.bundle, keyed_generator(key, sampling.device)
+        x = sampling.solve(
+            sampling.denoise,
+            sampling.noise(n, generator),
+            sampling.sigmas,
+            churn=churn_of(sampling.sampler),
             generator=generator,
         )
-        rows = self.bundle.normalizer.decode(x)[:, 0].cpu().numpy()
-        trajectories = as_trajectories(rows, self.bundle.observation_size, self.bundle.action_size)
-        agreement = None if policy is None else action_agreement(trajectories, policy, self.device, self.delta)
-        calls = network_calls(self.sampler.solver, self.sampler.steps)
-        return GeneratedTrajectories(trajectories, calls, "none", 0.0, agreement)
+        rows = bundle.normalizer.decode(x)[:, 0].cpu().numpy()
+        trajectories = as_trajectories(rows, bundle.observation_size, bundle.action_size)
+        agreement = None if policy is None else action_agreement(trajectories, policy, sampling.device, self.delta)
+        return GeneratedTrajectories(trajectories, sampling.calls(), "none", 0.0, agreement)
 
 
 def as_trajectories(rows: np.ndarray, observation_size: int, action_size: int) -> Trajectories:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raydiff.checkpoint import load_policy
+from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files
 from raydiff.config import Config
 from raydiff.data.source import cache_folder, check_cache, load_dataset
 from raydiff.errors import UserError
-from raydiff.files import probe_folder, whole_file
+from raydiff.files import check_writable, whole_file
 from raydiff.presets import load_config, main_arm
 from raydiff.roles.models import Models
 from raydiff.roles.pretrainer import cached_models, check_models, prepare_models
@@ -25,7 +25,6 @@ from raydiff.synthesis.shards import Shards
 from raydiff.types import PolicyBlob
 
 Note = Callable[[str, int, int], None]
-POLICY = ".policy.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,18 @@ class Source:
 def open_source(path: Path, arm: str | None, overrides: list[str]) -> Source:
     """A run folder, or the policy file of one of its arms. Raises ``UserError`` for anything else."""
     path = Path(os.path.expanduser(path))
-    if path.name.endswith(POLICY):
-        folder, arm = path.parent.parent, path.name.removesuffix(POLICY)
+    if path.name.endswith(POLICY_SUFFIX):
+        folder, arm = path.parent.parent, path.name.removesuffix(POLICY_SUFFIX)
     else:
         folder = path
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"{path} is neither a run of raydiff (a folder with config.yaml) nor the file of a policy in a run's "
-            f"checkpoints folder (ARM{POLICY})."
+            f"checkpoints folder (ARM{POLICY_SUFFIX})."
         )
-    arms = sorted(file.name.removesuffix(POLICY) for file in (folder / "checkpoints").glob(f"*{POLICY}"))
+    arms = list(policy_files(folder))
     if not arms:
-        raise UserError(f"{folder} has no finished arm yet: checkpoints/ARM{POLICY} is missing.")
+        raise UserError(f"{folder} has no finished arm yet: checkpoints/ARM{POLICY_SUFFIX} is missing.")
     config = load_config(folder / "config.yaml", ["arms={}", *overrides])
     main = main_arm(load_config(folder / "config.yaml"))
     arm = arm or (main if main in arms else arms[0])
@@ -64,7 +63,7 @@ def open_source(path: Path, arm: str | None, overrides: list[str]) -> Source:
         raise UserError(f"{folder} has no arm {arm}. It has: {', '.join(arms)}.")
     if config.generator.count < 1:
         raise UserError(f"generator.count={config.generator.count}: a dataset needs a generator. Set it to 1 or more.")
-    return Source(config, arm, load_policy(folder / "checkpoints" / f"{arm}{POLICY}"))
+    return Source(config, arm, load_policy(policy_files(folder)[arm]))
 
 
 def generate_dataset(
@@ -120,10 +119,7 @@ def _check_target(out: str, overwrite: bool) -> tuple[Path, Path]:
             raise UserError(f"--out {out}: give FILE.hdf5 (D4RL's schema), FILE.parquet or minari:ID.")
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists. Give another --out, or --overwrite to replace it.")
-    try:
-        probe_folder(target.parent)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror or error}). Give another --out.") from None
+    check_writable(target, "Give another --out, in a folder with write permission and free space.")
     return target, target.with_name(f"{target.name}.parts")
 
 

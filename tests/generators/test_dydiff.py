@@ -78,8 +78,8 @@ def test_conditions_come_back_bit_for_bit(solver, after_churn):
 def test_network_sees_clean_conditions_in_every_call(clean):
     """The first state and the actions of the iteration, whatever the noise level; the emitted actions come after."""
     generator = make_networks(clean=clean, dydiff=DyDiffConfig(iterations=1))
-    seen, inner = [], generator.denoise
-    generator.denoise = lambda x, sigma: seen.append(x) or inner(x, sigma)
+    seen, inner = [], generator.sampling.denoise
+    generator.sampling.denoise = lambda x, sigma: seen.append(x) or inner(x, sigma)
     rows = torch.from_numpy(rows_of(generator, 16, LinearPolicy(std=0.3)))
     encoded = generator.bundle.normalizer.encode(rows[..., : S + A])
     assert len(seen) == 11
@@ -92,8 +92,8 @@ def test_network_sees_clean_conditions_in_every_call(clean):
 
 def test_as_coded_the_churn_stays_in_the_conditions_of_one_call_per_step():
     generator = make_networks(dydiff=DyDiffConfig(iterations=1, replace_after_churn=False))
-    seen, inner = [], generator.denoise
-    generator.denoise = lambda x, sigma: seen.append(x) or inner(x, sigma)
+    seen, inner = [], generator.sampling.denoise
+    generator.sampling.denoise = lambda x, sigma: seen.append(x) or inner(x, sigma)
     rows_of(generator, 16)
     churned = [not torch.equal(x[..., S:], seen[-1][..., S:]) for x in seen]
     # Steps at sigma 80, 24, 5.8, 0.97, 0.085 and 0.002: noise is added between 0.05 and 50. The last has one call.
@@ -104,8 +104,8 @@ def test_as_coded_the_churn_stays_in_the_conditions_of_one_call_per_step():
 def test_network_calls(solver):
     generator = make(sampler=SamplerConfig(solver=solver, steps=6), dydiff=DyDiffConfig(iterations=2))
     calls = []
-    inner = generator.denoise
-    generator.denoise = lambda x, sigma: calls.append(1) or inner(x, sigma)
+    inner = generator.sampling.denoise
+    generator.sampling.denoise = lambda x, sigma: calls.append(1) or inner(x, sigma)
     made = generator.generate(LinearPolicy(), 4, (1,))
     assert made.nfe == len(calls) == 2 * network_calls(solver, 6)
 

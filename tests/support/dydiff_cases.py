@@ -88,7 +88,7 @@ def make(environment="HalfCheetah-v4", noise=0.0, starts=None, layout="condition
     units, system = Units(), linear_system(noise)
     bundle = SimpleNamespace(
         layout=layout, denoiser=InUnits(LinearSystemDenoiser(*system, L), units), normalizer=units, length=L,
-        observation_size=S, action_size=A,
+        observation_size=S, action_size=A, columns=S + A,
     )  # fmt: skip
     bundle.to = lambda device: bundle
     starts = starts_of() if starts is None else starts
