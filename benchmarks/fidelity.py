@@ -61,8 +61,6 @@ SETTINGS: dict[str, Any] = {
     "denoiser.learning_rate": 1e-3,
     "dynamics.transitions": 100_000,
     "dynamics.epochs": 12,
-    "sampler.steps": 16,
-    "sampler.churn": 5,
     "guidance.kind": "policy",
     "learner.algorithm": "iql",
     "learner.iql.beta": 30.0,

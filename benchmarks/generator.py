@@ -52,14 +52,14 @@ CORE = 0
 SOLVERS = ("heun", "heun_ode", "dpmpp_2m", "dpmpp_2m_sde")
 PRECISIONS = ("float32", "bfloat16")
 STEPS = {
-    "heun": (8, 16, 32, 64),
+    "heun": (16, 32, 48, 64),
     "heun_ode": (8, 16, 32),
     "dpmpp_2m": (16, 32, 64),
     "dpmpp_2m_sde": (16, 32, 64),
 }
 # Noise levels, and the share of a step's noise that heun churns: as published, and what standardised data need.
-RANGES = {"0.002 to 80": (0.002, 80.0, 0.3125), "0.02 to 20": (0.02, 20.0, 0.4142)}
-REFERENCE = SamplerConfig(steps=256, churn=80.0)
+RANGES = {"0.002 to 80": (0.002, 80.0, 0.3125), "0.02 to 20": (0.02, 20.0, 0.4142), "0.05 to 10": (0.05, 10.0, 0.4142)}
+REFERENCE = SamplerConfig(steps=256, churn=80.0, sigma_min=0.002, sigma_max=80.0)
 WITHIN = 0.05
 PEERS: dict[str, tuple[NetworkConfig, int, int, int]] = {  # network, rows, columns, batch
     "mlp": (NetworkConfig(kind="mlp", width=512, depth=4), 3, 25, 512),
@@ -85,7 +85,7 @@ class Judge:
         assert config.data.environment is not None
         self.bundle, self.auditor = bundle, Auditor(config.data.environment)
         self.variance = np.maximum(dataset.observation.var(0), 1e-6)
-        self.count, self.transitions = (512, 512) if quick else (2048, 4096)
+        self.count, self.transitions = (512, 512) if quick else (8192, 16_384)
         section = config.denoiser
         windows = make_windows(dataset, section.length, section.stride, section.holdout, section.seed)
         chosen = np.random.default_rng(0).permutation(windows.validation)[: self.count]

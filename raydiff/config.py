@@ -134,11 +134,11 @@ class SamplerConfig(Section):
         "heun", description="EDM's stochastic Heun (2N - 1 calls), without its noise, or DPM-Solver++ (N calls)."
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic inside the network.")
-    steps: int = Field(16, ge=2, description="Steps N.")
-    sigma_min: float = Field(0.002, gt=0, description="Smallest noise level.")
-    sigma_max: float = Field(80.0, gt=0, description="Largest noise level.")
+    steps: int = Field(48, ge=2, description="Steps N.")
+    sigma_min: float = Field(0.05, gt=0, description="Smallest noise level, in standard deviations; published: 0.002.")
+    sigma_max: float = Field(10.0, gt=0, description="Largest noise level; published: 80.")
     rho: float = Field(7.0, gt=0, description="Curvature of the noise schedule.")
-    churn: float = Field(5.0, ge=0, description="S_churn: amount of fresh noise over the whole sampling; heun only.")
+    churn: float = Field(20.0, ge=0, description="S_churn: amount of fresh noise over the whole sampling; heun only.")
     churn_min: float = Field(0.05, ge=0, description="S_tmin: noise level below which no noise is added.")
     churn_max: float = Field(50.0, ge=0, description="S_tmax: noise level above which no noise is added.")
     churn_noise: float = Field(1.003, gt=0, description="S_noise: inflation of the fresh noise.")
@@ -162,7 +162,7 @@ class GuidanceConfig(Section):
     target: float | None = Field(
         None, description="automatic: log-likelihood, or squared deviation (deterministic); empty: the policy's own."
     )
-    rate: float = Field(0.5, gt=0, le=1, description="automatic: step of log lambda per nat and action.")
+    rate: float = Field(1.0, gt=0, le=1, description="automatic: step of log lambda per nat and action.")
     max_strength: float = Field(16.0, gt=0, description="automatic: largest lambda.")
     max_error: float = Field(1.5, gt=1, description="automatic: largest audited error, over that without guidance.")
     normalize: bool = Field(True, description="value: unit gradient per trajectory, on the published schedule.")
@@ -202,7 +202,7 @@ class RefinerConfig(Section):
     sigma: float = Field(
         1.0, gt=0, description="Noise level to which a stored trajectory is brought before it is denoised anew."
     )
-    steps: int = Field(6, ge=1, description="Heun steps from there.")
+    steps: int = Field(6, ge=1, description="Steps of the solver from there.")
     min_lag: int = Field(500, ge=1, description="Updates a block's policy must be behind before it is refreshed.")
     max_lag: int | None = Field(
         None, ge=1, description="Blocks this far behind are refreshed before any new one is generated; empty: never."

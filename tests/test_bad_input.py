@@ -189,8 +189,8 @@ CASES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "stall-real-only": (["train", "replay.real_fraction=1"], ("real_fraction=1", "stall", "generator.count=0")),
     "stall-in-an-arm": (["train", "arms={{slow: {{replay.max_lag: 20}}}}"], ("replay.max_lag=20", "stall")),
-    "noise-levels": (["train", "sampler.sigma_min=90"], ("sampler.sigma_min=90", "below sampler.sigma_max=80")),
-    "refiner-noise": (["train", "refiner.sigma=90"], ("refiner.sigma=90", "sampler.sigma_max=80", "Lower")),
+    "noise-levels": (["train", "sampler.sigma_min=90"], ("sampler.sigma_min=90", "below sampler.sigma_max=10")),
+    "refiner-noise": (["train", "refiner.sigma=90"], ("refiner.sigma=90", "sampler.sigma_max=10", "Lower")),
     "device-unknown": (["train", "learner.device=tpu"], ("learner.device=tpu", "Use cpu, cuda")),
     "device-absent": (["train", "generator.device=cuda:99"], ("generator.device=cuda:99", "CUDA devices", "=cpu")),
     "device-absent-locally": (

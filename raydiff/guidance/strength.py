@@ -125,13 +125,14 @@ class StrengthController:
 
     def record(self) -> dict[str, Any]:
         """For the log: ``strength`` of the next block and its ``limit``; once a block has answered also ``target`` and
-        what was ``measured`` at which strength, whether that ``reached`` it, and ``unreachable`` where the strength is
-        at its limit and short of the target, with the ``best`` of the last few."""
+        what was ``measured`` at which strength, whether that ``reached`` it, and ``unreachable`` where it is short of
+        the target at the limit of the strength, or more strength has made it worse again and again (once may be a
+        policy that moves), with the ``best`` of the last few."""
         known = {"strength": self.strength, "limit": self.limit, "answers": self.answers, **self.last}
         if self.recent:
             best, gap = min(self.recent, key=lambda pair: abs(pair[1]))
             short = self.last["gap"] > 0.0 and not self.last["reached"]
-            known["unreachable"] = short and (self.strength >= self.limit or self.step < LARGEST_STEP)
+            known["unreachable"] = short and (self.strength >= self.limit or self.step < LARGEST_STEP / 2)
             known["best"], known["best_gap"] = best, gap
         return known
 

@@ -20,7 +20,7 @@ from raydiff.generators.refine import Refresher, schedule_progress
 from raydiff.types import Trajectories
 
 S, A, L = 3, 2, 3
-SAMPLER = SamplerConfig(steps=8, churn=5)
+SAMPLER = SamplerConfig(steps=8, churn=5, sigma_min=0.002, sigma_max=80.0)
 
 
 def make_bundle(space="raw", output=0.0):
@@ -188,7 +188,6 @@ def test_refresh_above_sigma_max_is_refused():
 
 
 def test_schedule_progress():
-    sampler = SamplerConfig()
-    assert schedule_progress(80.0, sampler) == 0
-    assert schedule_progress(0.002, sampler) == pytest.approx(1)
-    assert schedule_progress(1.0, sampler) == pytest.approx(0.597, abs=0.001)
+    assert schedule_progress(80.0, SAMPLER) == 0
+    assert schedule_progress(0.002, SAMPLER) == pytest.approx(1)
+    assert schedule_progress(1.0, SAMPLER) == pytest.approx(0.597, abs=0.001)

@@ -20,6 +20,7 @@ from raydiff.generators.synther import TransitionGenerator, as_trajectories
 from raydiff.types import Transitions
 
 S, A = 1, 1
+PUBLISHED = {"sigma_min": 0.002, "sigma_max": 80.0}
 
 
 class Exact(nn.Module):
@@ -59,7 +60,7 @@ class Policy:
 
 def events(bundle, steps, n=20_000):
     """Generated transitions ``[n, 5]`` in the units of the denoiser."""
-    made = TransitionGenerator(bundle, SamplerConfig(steps=steps, churn=0)).generate(None, n, (1, 2))
+    made = TransitionGenerator(bundle, SamplerConfig(steps=steps, churn=0, **PUBLISHED)).generate(None, n, (1, 2))
     rows = made.trajectories.rows.astype(np.float64)
     assert (rows[:, 1, S:] == 0).all(), "of the closing row only the observation is used"
     return np.concatenate([rows[:, 0, :4], rows[:, 1, :S]], axis=1) / SCALE.numpy()
@@ -127,7 +128,8 @@ def test_c2_terminals_and_dynamics_of_a_trained_model(tmp_path):
     )
     config = Config(generator={"method": "synther"}, denoiser=section)
     bundle = pretrain(training_windows(config, data), section, dataset_hash="d", folder=tmp_path)
-    made = TransitionGenerator(bundle, SamplerConfig(steps=32)).generate(None, 2_000, (3,)).trajectories.transitions()
+    generator = TransitionGenerator(bundle, SamplerConfig(steps=32, churn=5, **PUBLISHED))
+    made = generator.generate(None, 2_000, (3,)).trajectories.transitions()
     share = float(data.terminal.mean())
     assert made.terminal.mean() == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / len(made)))
     error = made.next_observation - 0.8 * made.observation - 0.8 * made.action

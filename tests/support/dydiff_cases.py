@@ -83,6 +83,9 @@ def starts_of(count=50, seed=0):
     return np.random.default_rng(seed).normal(0.3, 0.4, (count, S)).astype(np.float32)
 
 
+SAMPLER = SamplerConfig(steps=6, churn=5, sigma_min=0.002, sigma_max=80.0)
+
+
 def make(environment="HalfCheetah-v4", noise=0.0, starts=None, layout="conditional", **sections):
     """A generator on an exact conditional model of a linear system, with a reward model of random weights."""
     units, system = Units(), linear_system(noise)
@@ -92,7 +95,7 @@ def make(environment="HalfCheetah-v4", noise=0.0, starts=None, layout="condition
     )  # fmt: skip
     bundle.to = lambda device: bundle
     starts = starts_of() if starts is None else starts
-    values = {"sampler": SamplerConfig(steps=6, churn=5), "dydiff": DyDiffConfig(iterations=2)} | sections
+    values = {"sampler": SAMPLER, "dydiff": DyDiffConfig(iterations=2)} | sections
     return DyDiffGenerator(bundle, LinearEnsemble(), reward_model(), starts, environment, Config(**values))
 
 
@@ -111,7 +114,7 @@ def make_networks(environment="HalfCheetah-v4", clean=True, **sections):
     normalizer = TrajectoryNormalizer.fit_extremes(rows, S, A)
     bundle = DenoiserBundle(denoiser, normalizer, L, S, A, "test", config, "conditional")
     ensemble = GaussianEnsemble(S, A, 3, (16,), torch.Generator().manual_seed(3)).eval()
-    values = {"sampler": SamplerConfig(steps=6, churn=5), "dydiff": DyDiffConfig(iterations=2)} | sections
+    values = {"sampler": SAMPLER, "dydiff": DyDiffConfig(iterations=2)} | sections
     return DyDiffGenerator(bundle, ensemble, reward_model(), starts_of(), environment, Config(**values))
 
 
