@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from raydiff.agents.registry import build_agent
 from raydiff.compute import configure_compute
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch
 
 OBSERVATION, ACTION, WIDTH, BATCH = 17, 6, 256, 256

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from raydiff.agents.policy import Policy
 from raydiff.agents.registry import build_agent
 from raydiff.checkpoint import load_policy, save_learner
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 from raydiff.errors import UserError
 from raydiff.types import PolicyBlob
 

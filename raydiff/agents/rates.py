@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 
 
 def actor_rate(config: LearnerConfig) -> float:

@@ -10,7 +10,7 @@ import torch
 from raydiff.agents.api import Agent
 from raydiff.agents.iql import IQL
 from raydiff.agents.td3_bc import TD3BC
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 
 STD_EPSILON = 1e-3
 """Added to the standard deviation of observations (section 0.4)."""

@@ -12,7 +12,7 @@ from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.rates import actor_rate, cosine
 from raydiff.agents.state import load_parts, save_parts
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
 # ---------------------------------------------------------------------------------------------------- config

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from raydiff.agents.api import Agent
 from raydiff.agents.registry import ALGORITHMS, build_agent
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch
 
 OBSERVATION, ACTION = 4, 2

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from raydiff.agents.iql import IQL
 from raydiff.agents.registry import build_agent
-from raydiff.config import IQLConfig, LearnerConfig
+from raydiff.config_learner import IQLConfig, LearnerConfig
 from raydiff.types import Batch
 
 QUANTILES = (np.arange(512) + 0.5) / 512

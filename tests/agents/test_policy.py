@@ -10,7 +10,7 @@ import torch
 
 from raydiff.agents.policy import Policy
 from raydiff.agents.registry import build_agent
-from raydiff.config import LearnerConfig
+from raydiff.config_learner import LearnerConfig
 from raydiff.types import PolicyBlob
 
 OBSERVATION, ACTION = 5, 3

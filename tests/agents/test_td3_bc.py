@@ -11,7 +11,7 @@ from torch import nn
 
 from raydiff.agents.registry import build_agent
 from raydiff.agents.td3_bc import TD3BC
-from raydiff.config import LearnerConfig, TD3BCConfig
+from raydiff.config_learner import LearnerConfig, TD3BCConfig
 from raydiff.types import Batch
 
 OBSERVATION, ACTION, SIZE = 5, 2, 32

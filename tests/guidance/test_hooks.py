@@ -9,7 +9,8 @@ from guidance_cases import GaussianPolicy, ValuedPolicy, constant_policy, random
 
 from raydiff.agents.policy import Policy
 from raydiff.agents.registry import build_agent
-from raydiff.config import GuidanceConfig, LearnerConfig
+from raydiff.config import GuidanceConfig
+from raydiff.config_learner import LearnerConfig
 from raydiff.data.normalizer import TrajectoryNormalizer
 from raydiff.guidance.build import guidance_hooks, needs_critic
 
