@@ -15,6 +15,8 @@ from typer.exceptions import TyperException
 
 from raydiff.cli_audit import audit
 from raydiff.cli_data import data_app
+from raydiff.cli_evaluate import evaluate
+from raydiff.cli_export import export
 from raydiff.cli_generate import generate
 from raydiff.cli_study import study
 from raydiff.errors import RunFailed, UserError
@@ -53,11 +55,25 @@ def train(
     on_existing: Annotated[
         Literal["refuse", "overwrite"], typer.Option(help="What to do when the run folder exists.")
     ] = "refuse",
+    replay_batch: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Repeat the update that a run saved as it stopped at a non-finite loss."),
+    ] = None,
 ) -> None:
     """Generate, refine and learn at the same time.
 
     Example: raydiff train configs/demo.yaml learner.batch_size=512
     """
+    if replay_batch is not None:
+        if preset is not None:
+            raise UserError(
+                f"--replay-batch goes without a configuration or overrides ({preset}): the file holds the settings of its "
+                "run."
+            )
+        from raydiff.cli_replay import show_bad_update
+
+        show_bad_update(replay_batch)
+        return
     path, rest = _preset_and_overrides(preset, overrides)
     # Before the seconds that the imports take, so that a typo is answered at once:
     config = load_config(path, _with_options(rest, address, data))
@@ -115,7 +131,7 @@ def report(
         Console().print(str(path), soft_wrap=True, highlight=False)
 
 
-for _other in (generate, audit, study):
+for _other in (evaluate, export, generate, audit, study):
     app.command()(_other)
 
 

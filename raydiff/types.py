@@ -18,24 +18,31 @@ import torch
 @dataclass(frozen=True)
 class Transitions:
     """Single steps: ``observation [N,S]``, ``action [N,A]``, ``reward [N]``, ``next_observation [N,S]``,
-    ``terminal [N]`` (1.0 where the bootstrap stops; a timeout is not a terminal)."""
+    ``terminal [N]`` (1.0 where the bootstrap stops; a timeout is not a terminal).
+
+    ``next_action [N,A]``, for learners that ask for it (section H.5), is what was done in ``next_observation``. It is 0
+    at a terminal, which masks it. Steps whose next action nobody knows are then left out.
+    """
 
     observation: np.ndarray
     action: np.ndarray
     reward: np.ndarray
     next_observation: np.ndarray
     terminal: np.ndarray
+    next_action: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.reward)
 
-    def rows(self) -> np.ndarray:
-        """One contiguous record per transition ``[N, 2S+A+2]``: observation, action, reward, terminal, next."""
-        return np.concatenate(
-            [self.observation, self.action, self.reward[:, None], self.terminal[:, None], self.next_observation],
-            axis=1,
-            dtype=np.float32,
-        )
+    def rows(self, next_action: bool = False) -> np.ndarray:
+        """One contiguous record per transition ``[N, 2S+A+2]``: observation, action, reward, terminal, next
+        observation; with ``next_action`` that too, ``[N, 2S+2A+2]``. Raises ``ValueError`` where it is not known."""
+        parts = [self.observation, self.action, self.reward[:, None], self.terminal[:, None], self.next_observation]
+        if next_action:
+            if self.next_action is None:
+                raise ValueError("these transitions do not know their next actions: ask for them where they are made")
+            parts.append(self.next_action)
+        return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,27 +90,37 @@ class Trajectories:
         earlier[:, 1:] = np.logical_or.accumulate(done, axis=1)[:, :-1]
         return ~earlier
 
-    def transitions(self) -> Transitions:
-        """The valid transitions, trajectory by trajectory: row ``t`` with successor row ``t + 1``."""
+    def transitions(self, next_action: bool = False) -> Transitions:
+        """The valid transitions, trajectory by trajectory: row ``t`` with successor row ``t + 1``.
+
+        With ``next_action`` they bring the action of row ``t + 1`` along. The closing row has none, so the last
+        transition of each trajectory is left out unless it is terminal.
+        """
         keep = self.valid()
+        if next_action:
+            keep[:, -1] &= self.terminal[:, -2] > 0.5
+        terminal = self.terminal[:, :-1][keep]
         return Transitions(
             observation=self.observation[:, :-1][keep],
             action=self.action[:, :-1][keep],
             reward=self.reward[:, :-1][keep],
             next_observation=self.observation[:, 1:][keep],
-            terminal=self.terminal[:, :-1][keep],
+            terminal=terminal,
+            next_action=np.where(terminal[:, None] > 0.5, 0, self.action[:, 1:][keep]) if next_action else None,
         )
 
 
 class Batch(NamedTuple):
     """What a learner trains on: tensors ``observation [B,S]``, ``action [B,A]``, ``reward [B]``,
-    ``next_observation [B,S]``, ``terminal [B]``."""
+    ``next_observation [B,S]``, ``terminal [B]``, and for learners that ask for it ``next_action [B,A]``, the data's
+    action in the next observation (0 at a terminal)."""
 
     observation: torch.Tensor
     action: torch.Tensor
     reward: torch.Tensor
     next_observation: torch.Tensor
     terminal: torch.Tensor
+    next_action: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The policy that generators guide towards and evaluators score: rebuilt from one flat array and a short spec.
 
-Two kinds. ``deterministic`` is ``tanh`` of a network. ``gaussian`` has that as its mean and a standard deviation for
-each action that does not depend on the state; it is not squashed. Both take observations in environment units and
-normalise them as in training. Actions lie within -1 and 1.
+``deterministic`` is ``tanh`` of a network. ``gaussian`` has that as its mean and a standard deviation for each action
+that does not depend on the state; it is not squashed. ``tanh_gaussian`` (``tanh_policy.py``) is ``tanh`` of a Gaussian
+whose mean and standard deviation are a network's. ``diffusion`` (``diffusion_policy.py``) denoises its actions. All take
+observations in environment units and normalise them as in training. Actions lie within -1 and 1.
 
 A policy may bring its critic along, for guidance by value: the mean of the two target critics of the learner, whose
 gradient, unlike that of the smaller one, does not jump where the two cross.
@@ -17,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from raydiff.agents.layer_norm_mlp import LayerNormMLP
 from raydiff.agents.networks import MLP
 from raydiff.types import PolicyBlob
 
@@ -24,15 +26,16 @@ from raydiff.types import PolicyBlob
 class PolicySpec(BaseModel):
     """What the flat array of a policy means. It holds, in this order, the observation mean and standard deviation
     ``[S]`` each, the network's weights, for a Gaussian the log standard deviations ``[A]``, and with ``critic`` the
-    weights of the two critics, stacked."""
+    weights of the two critics, stacked: those of a ``LayerNormMLP`` with ``critic_layer_norm``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["deterministic", "gaussian"]
+    kind: Literal["deterministic", "gaussian", "tanh_gaussian", "diffusion"]
     observation_size: int
     action_size: int
     hidden: tuple[int, ...]
     critic: bool = False
+    critic_layer_norm: bool = False
 
 
 class Policy:
@@ -42,17 +45,21 @@ class Policy:
     observations are not normalised.
     """
 
+    OUTPUTS = 1
+    """Outputs of the network for each entry of an action."""
+
     def __init__(self, spec: PolicySpec, weights: Tensor) -> None:
         """``weights`` is the flat float32 array ``[P]`` on the policy's device. Raises ``ValueError`` when its length
         is not the spec's."""
         self.spec = spec
         self.deterministic = spec.kind == "deterministic"
-        self.network = MLP((spec.observation_size, *spec.hidden, spec.action_size), device=weights.device)
+        outputs = self.OUTPUTS * spec.action_size
+        self.network = MLP((spec.observation_size, *spec.hidden, outputs), device=weights.device)
         self.critic = None
         if spec.critic:
-            inputs = spec.observation_size + spec.action_size
-            self.critic = MLP((inputs, *spec.hidden, 1), heads=2, device=weights.device)
-        tail = 0 if self.deterministic else spec.action_size
+            sizes = (spec.observation_size + spec.action_size, *spec.hidden, 1)
+            self.critic = (LayerNormMLP if spec.critic_layer_norm else MLP)(sizes, heads=2, device=weights.device)
+        tail = spec.action_size if spec.kind == "gaussian" else 0
         last = 0 if self.critic is None else len(self.critic.flat)
         counts = [spec.observation_size, spec.observation_size, len(self.network.flat), tail, last]
         if weights.shape != (sum(counts),):
@@ -67,7 +74,21 @@ class Policy:
     def from_blob(blob: PolicyBlob, device: torch.device | str = "cpu") -> Policy:
         """Rebuild a published policy. Raises ``ValueError`` when the blob is damaged."""
         blob.verify()
-        return Policy(PolicySpec.model_validate(blob.spec), torch.tensor(blob.weights, device=device))
+        weights = torch.tensor(blob.weights, device=device)
+        if blob.spec.get("kind") == "diffusion":
+            if "posterior" in blob.spec:
+                from raydiff.agents.closed_form_policy import ClosedFormPolicy, ClosedFormPolicySpec
+
+                return ClosedFormPolicy(ClosedFormPolicySpec.model_validate(blob.spec), weights)
+            from raydiff.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicySpec  # which is a Policy
+
+            return DiffusionPolicy(DiffusionPolicySpec.model_validate(blob.spec), weights)
+        spec = PolicySpec.model_validate(blob.spec)
+        if spec.kind == "tanh_gaussian":
+            from raydiff.agents.tanh_policy import TanhGaussianPolicy  # which is a Policy
+
+            return TanhGaussianPolicy(spec, weights)
+        return Policy(spec, weights)
 
     def to_blob(self, version: int) -> PolicyBlob:
         """The policy as one float32 array with its spec."""
@@ -97,10 +118,14 @@ class Policy:
     def distribution(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean ``[..., A]`` and variance ``[..., A]`` of the action for observations ``[..., S]`` in environment
         units; the variance of a deterministic policy is None."""
-        rows = observation.to(self.observation_mean).reshape(-1, self.spec.observation_size)
-        mean = self.network((rows - self.observation_mean) / self.observation_std).tanh_()
-        mean = mean.view(*observation.shape[:-1], self.spec.action_size)
+        mean = self.output(observation).tanh_()
         return mean, None if self.deterministic else (2 * self.log_std).exp().expand_as(mean)
+
+    def output(self, observation: Tensor) -> Tensor:
+        """The network's output ``[..., A]`` (or more per action) for observations in environment units."""
+        rows = observation.to(self.observation_mean).reshape(-1, self.spec.observation_size)
+        output = self.network((rows - self.observation_mean) / self.observation_std)
+        return output.view(*observation.shape[:-1], output.shape[-1])
 
     def action_gradient(self, observation: Tensor, action: Tensor, delta: float | None = None) -> Tensor:
         """Gradient ``[..., A]`` of the log density of ``action [..., A]`` (section B.4). A deterministic policy stands

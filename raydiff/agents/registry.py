@@ -7,8 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from raydiff.agents.aepo import AEPO
 from raydiff.agents.api import Agent
+from raydiff.agents.cql import CQL
+from raydiff.agents.diffusion_ql import DiffusionQL
 from raydiff.agents.iql import IQL
+from raydiff.agents.qgpo import QGPO
+from raydiff.agents.rebrac import ReBRAC
+from raydiff.agents.swg import SWG
 from raydiff.agents.td3_bc import TD3BC
 from raydiff.config_learner import LearnerConfig
 
@@ -18,6 +24,12 @@ STD_EPSILON = 1e-3
 ALGORITHMS: dict[str, Callable[..., Agent]] = {
     "td3_bc": TD3BC,
     "iql": IQL,
+    "swg": SWG,
+    "diffusion_ql": DiffusionQL,
+    "cql": CQL,
+    "rebrac": ReBRAC,
+    "qgpo": QGPO,
+    "aepo": AEPO,
 }
 
 

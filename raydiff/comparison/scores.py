@@ -127,20 +127,21 @@ def aggregates(condition: Condition, tasks: Sequence[Task]) -> tuple[Estimate, E
     return mean_over_runs(scores, SEED), iqm_over_runs(scores, SEED)
 
 
-def pairs(comparison: Comparison, scale: str) -> list[Pair]:
+def pairs(comparison: Comparison, scale: str, resamples: int = 2000) -> list[Pair]:
     """Pairs of conditions of one arm, and of arms under one setting, on the tasks where both have final scores."""
     found: list[Pair] = []
     for first, second in combinations(comparison.conditions, 2):
         alike = first.arm == second.arm or first.special == second.special or not (first.special and second.special)
         tasks = [t for t in tasks_of(comparison, scale) if _by_seed(first, t) and _by_seed(second, t)]
         if alike and tasks:
-            found.append(_pair(first, second, tasks))
+            found.append(_pair(first, second, tasks, resamples))
     return found
 
 
-def _pair(first: Condition, second: Condition, tasks: Sequence[Task]) -> Pair:
+def _pair(first: Condition, second: Condition, tasks: Sequence[Task], resamples: int) -> Pair:
     ours, theirs = ([_by_seed(side, task) for task in tasks] for side in (first, second))
-    probability = probability_of_improvement([[*s.values()] for s in ours], [[*s.values()] for s in theirs], SEED)
+    ours_alone, theirs_alone = ([[*scores.values()] for scores in side] for side in (ours, theirs))
+    probability = probability_of_improvement(ours_alone, theirs_alone, SEED, resamples=resamples)
     both = [[a[seed] - b[seed] for seed in a if seed in b] for a, b in zip(ours, theirs, strict=True)]
     paired = [differences for differences in both if differences]
     comparable = len(tasks) == 1 or tasks[0].scale != "raw"
@@ -148,7 +149,7 @@ def _pair(first: Condition, second: Condition, tasks: Sequence[Task]) -> Pair:
         first,
         second,
         probability,
-        mean_over_runs(paired, SEED) if paired and comparable else None,
+        mean_over_runs(paired, SEED, resamples=resamples) if paired and comparable else None,
         chance_of_differences(np.concatenate(paired), SEED) if paired else None,
         sum(value > 0 for differences in paired for value in differences),
         sum(len(differences) for differences in paired),

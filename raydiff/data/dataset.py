@@ -102,7 +102,7 @@ class Dataset:
                 f"data.environment."
             )
 
-    def transitions(self, semantics: TransitionSemantics) -> Transitions:
+    def transitions(self, semantics: TransitionSemantics, next_action: bool = False) -> Transitions:
         """Single steps out of the rows (section 0.4).
 
         ``raydiff``: every row with a stored successor; without stored successors the next row of the same episode,
@@ -111,6 +111,9 @@ class Dataset:
         masked rows, for models that learn from the successor. ``d4rl_qlearning`` and
         ``d4rl_qlearning_terminate_on_end``: the rows that the ``d4rl`` package gives, in which the last row is
         lost and a terminal row's successor is the next episode's first observation.
+
+        With ``next_action`` they bring along what the data did next in the same episode. A terminal row masks it; other
+        rows that end an episode, and the last row of the file, have none and drop out.
         """
         if semantics in ("d4rl_qlearning", "d4rl_qlearning_terminate_on_end"):
             rows, successor = self._qlearning_rows(semantics == "d4rl_qlearning_terminate_on_end")
@@ -121,6 +124,14 @@ class Dataset:
             known[-1:] = False
             rows = np.flatnonzero(known if semantics == "dynamics" else known | self.terminal)
             successor = self.observation[np.where(known[rows], rows + 1, rows)]
+        following = None
+        if next_action:
+            followed = ~self.timeout | self.terminal
+            followed[-1:] &= self.terminal[-1:]
+            kept = followed[rows]
+            rows, successor = rows[kept], successor[kept]
+            following = self.action[np.minimum(rows + 1, len(self) - 1)]
+            following[self.terminal[rows]] = 0
         if semantics == "raydiff" and not len(rows):
             raise UserError(
                 f"{self.path}: none of the {len(self)} rows is a transition, because no successor is known. Store "
@@ -132,6 +143,7 @@ class Dataset:
             reward=self.reward[rows],
             next_observation=successor,
             terminal=self.terminal[rows].astype(np.float32),
+            next_action=following,
         )
 
     def _qlearning_rows(self, terminate_on_end: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def longest_stretch(transitions: Transitions) -> int:
 
 def take(transitions: Transitions, chosen: np.ndarray) -> Transitions:
     """The transitions of these indices (or of a mask)."""
-    return Transitions(*(getattr(transitions, name)[chosen] for name in transitions.__dataclass_fields__))
+    return Transitions(**{name: array[chosen] for name, array in vars(transitions).items() if array is not None})
 
 
 def _stretches(transitions: Transitions) -> tuple[np.ndarray, np.ndarray]:

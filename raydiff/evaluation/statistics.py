@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 _QUARTER = 0.25
+_AT_ONCE = 2_000  # resamples that are held in memory together
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,28 @@ def iqm_over_runs(tasks: Sequence[ArrayLike], seed: int, confidence: float = 0.9
     return _stratified(tasks, statistic, seed, confidence, resamples)
 
 
+def median_over_runs(
+    tasks: Sequence[ArrayLike], seed: int, confidence: float = 0.95, resamples: int = 2000
+) -> Estimate:
+    """Median of all scores, whatever their task; ``tasks`` holds the scores ``[runs]`` of each task."""
+
+    def statistic(drawn: list[np.ndarray]) -> np.ndarray:
+        return np.median(np.concatenate(drawn, -1), axis=-1)
+
+    return _stratified(tasks, statistic, seed, confidence, resamples)
+
+
+def median_over_tasks(
+    tasks: Sequence[ArrayLike], seed: int, confidence: float = 0.95, resamples: int = 2000
+) -> Estimate:
+    """Median over tasks of the mean of each task's scores ``[runs]``: the median that is usual in tables of papers."""
+
+    def statistic(drawn: list[np.ndarray]) -> np.ndarray:
+        return np.median(np.stack([scores.mean(-1) for scores in drawn]), axis=0)
+
+    return _stratified(tasks, statistic, seed, confidence, resamples)
+
+
 def probability_of_improvement(
     better: Sequence[ArrayLike],
     worse: Sequence[ArrayLike],
@@ -116,6 +139,17 @@ def chance_of_differences(differences: ArrayLike, seed: int) -> float:
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
+
+
+def welch_chance(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Two-sided p of Welch's t test, for scores ``[n]`` and ``[m]`` of two conditions on one task, unpaired.
+
+    None where one of them is a single score, or where neither has any spread.
+    """
+    first, second = _sample(x), _sample(y)
+    if min(first.size, second.size) < 2 or (np.ptp(first) == 0.0 and np.ptp(second) == 0.0):
+        return None
+    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def _above(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -163,6 +197,7 @@ def _percentiles(
         tuple(samples),
         of_axis,
         n_resamples=resamples,
+        batch=_AT_ONCE,
         vectorized=True,
         confidence_level=confidence,
         method="percentile",

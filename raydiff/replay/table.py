@@ -20,14 +20,21 @@ SLICE_ROWS = 8_192
 
 
 class Table:
-    """``slots`` times ``slot_rows`` transition records on ``device``; ``2S + A + 2`` float32 columns."""
+    """``slots`` times ``slot_rows`` transition records on ``device``; ``2S + A + 2`` float32 columns, and ``A`` more
+    where the learner asks for the data's ``next_action``."""
 
     def __init__(
-        self, slots: int, slot_rows: int, observation_size: int, action_size: int, device: str = "cpu"
+        self,
+        slots: int,
+        slot_rows: int,
+        observation_size: int,
+        action_size: int,
+        device: str = "cpu",
+        next_action: bool = False,
     ) -> None:
-        self.observation_size, self.action_size = observation_size, action_size
+        self.observation_size, self.action_size, self.next_action = observation_size, action_size, next_action
         self.slots, self.slot_rows, self.device = slots, slot_rows, torch.device(device)
-        self.columns = 2 * observation_size + action_size + 2
+        self.columns = 2 * observation_size + action_size + 2 + next_action * action_size
         self.records = torch.zeros(slots * slot_rows, self.columns, device=self.device)
         self.versions = torch.zeros(slots * slot_rows, dtype=torch.int64, device=self.device)
         self._counts = np.zeros(slots, dtype=np.int64)
@@ -35,9 +42,10 @@ class Table:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_transitions(cls, data: Transitions, device: str = "cpu") -> Table:
-        """A table that holds exactly ``data`` (the real experience), version 0."""
-        table = cls(1, len(data), data.observation.shape[1], data.action.shape[1], device)
+    def from_transitions(cls, data: Transitions, device: str = "cpu", next_action: bool = False) -> Table:
+        """A table that holds exactly ``data`` (the real experience), version 0. Raises ``ValueError`` where it is to
+        hold next actions and ``data`` has none."""
+        table = cls(1, len(data), data.observation.shape[1], data.action.shape[1], device, next_action)
         table.write(0, data, policy_version=0)
         return table
 
@@ -49,7 +57,7 @@ class Table:
         if len(data) > self.slot_rows:
             raise ValueError(f"{len(data)} transitions do not fit a slot of {self.slot_rows}")
         start, held = slot * self.slot_rows, int(self._counts[slot])
-        rows = torch.from_numpy(data.rows())
+        rows = torch.from_numpy(data.rows(self.next_action))
         for low in range(0, len(data), SLICE_ROWS):
             piece = rows[low : low + SLICE_ROWS]
             high = low + len(piece)
@@ -71,7 +79,7 @@ class Table:
     def gather(
         self, count: int, generator: torch.Generator, slots: tuple[int, int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` uniform draws with replacement: records ``[count, 2S+A+2]`` and policy versions ``[count]``.
+        """``count`` uniform draws with replacement: records ``[count, columns]`` and policy versions ``[count]``.
 
         ``slots`` limits them to the slots from the first up to, not including, the second. Raises ``ValueError``
         where there is nothing to draw from.
@@ -87,12 +95,14 @@ class Table:
             return self.records.index_select(0, index), self.versions.index_select(0, index)
 
     def split(self, records: torch.Tensor) -> Batch:
-        """View records ``[..., 2S+A+2]`` as a ``Batch`` without copying."""
+        """View records ``[..., columns]`` as a ``Batch`` without copying."""
         s, a = self.observation_size, self.action_size
+        end = 2 * s + a + 2
         return Batch(
             observation=records[..., :s],
             action=records[..., s : s + a],
             reward=records[..., s + a],
             terminal=records[..., s + a + 1],
-            next_observation=records[..., s + a + 2 :],
+            next_observation=records[..., s + a + 2 : end],
+            next_action=records[..., end:] if self.next_action else None,
         )

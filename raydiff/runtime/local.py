@@ -18,6 +18,7 @@ from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.errors import RunFailed
 from raydiff.roles.auditor import Auditor
+from raydiff.roles.bad_states import BadUpdate
 from raydiff.roles.emulated import make_generator
 from raydiff.roles.evaluator import Evaluator
 from raydiff.roles.generator import Generator
@@ -60,7 +61,8 @@ class LocalCrew:
         self.queue.append((command, self.policy, self.blocks.get(named) if named is not None else None))
 
     def poll(self) -> list[Outcome]:
-        """Execute the oldest command, if any. Raises ``RunFailed`` when the learner's losses are not finite."""
+        """Execute the oldest command, if any. Raises ``BadUpdate`` or ``RunFailed`` when the learner's losses are not
+        finite."""
         if self.ready:
             return [self.ready.popleft()]
         if not self.queue:
@@ -68,6 +70,8 @@ class LocalCrew:
         command, policy, rows = self.queue.popleft()
         try:
             event, report = self._execute(command, policy, rows)
+        except BadUpdate:
+            raise
         except FloatingPointError as error:
             raise RunFailed(f"{command.worker} failed: {error}") from None
         return [Outcome(event, report, command.worker)]

@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydiff.errors import RunFailed, UserError
+from raydiff.roles.bad_states import BadUpdate
 from raydiff.runtime.placement import Cluster, Slot
 
 
@@ -39,9 +40,9 @@ def with_options(actor: Any, options: dict[str, Any]) -> Any:
 
 
 def failure(what: str, error: Exception) -> Exception:
-    """A remote error as one of ours: what the user can mend stays that."""
+    """A remote error as one of ours: what the user can mend, and what can be repeated, stay that."""
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, UserError) else RunFailed(f"{what}: {first_cause(error)}")
+    return cause if isinstance(cause, UserError | BadUpdate) else RunFailed(f"{what}: {first_cause(error)}")
 
 
 def first_cause(error: Exception) -> str:

