@@ -20,6 +20,7 @@ def export(
     formats: Annotated[
         str, typer.Option(help="Any of pt2, onnx and safetensors, with commas.")
     ] = "pt2,onnx,safetensors",
+    batch: Annotated[int, typer.Option(min=1, help="Observations per call; of diffusion policies only.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a policy as a torch.export program, as ONNX, and as safetensors with a JSON specification.
@@ -46,7 +47,7 @@ def export(
     folder = out or run / "export" / name
     files = export_policy(
         found[name], folder, facts, [part.strip() for part in formats.split(",") if part.strip()],
-        overwrite,
+        batch, overwrite,
     )  # fmt: skip
     table = Table("file", "bytes", "largest difference", box=box.SIMPLE_HEAD)
     for file in files:

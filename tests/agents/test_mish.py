@@ -14,14 +14,14 @@ def random(seed: int = 0) -> torch.Generator:
 
 
 def test_values_and_slopes_are_torchs() -> None:
-    for dtype, error in ((torch.float32, 2e-6), (torch.float64, 1e-12)):
+    for dtype, error in ((torch.float32, 3e-6), (torch.float64, 1e-14)):
         x = torch.cat([torch.linspace(-120, 120, 4001), torch.randn(1000, generator=random())]).to(dtype)
         x.requires_grad_()
         found, expected = mish(x), nn.functional.mish(x)
-        torch.testing.assert_close(found, expected, rtol=error, atol=1e-30)
+        torch.testing.assert_close(found, expected, rtol=0.1 * error, atol=error)
         weight = torch.randn(len(x), generator=random(1), dtype=dtype)
         slopes = [torch.autograd.grad((value * weight).sum(), x)[0] for value in (found, expected)]
-        torch.testing.assert_close(*slopes, rtol=error, atol=10 * error)
+        torch.testing.assert_close(*slopes, rtol=error, atol=error)
         with torch.no_grad():
             torch.testing.assert_close(mish(x), found.detach(), rtol=0, atol=0)
 
