@@ -147,7 +147,8 @@ def _diffusion(policy: DiffusionPolicy, batch: int) -> Source:
             return policy.act(inputs[0])
 
     models = {"noise_network": policy.noise_network, "energy": policy.energy, "critic": policy.critic}
-    weights = {name: model.flat.detach().numpy() for name, model in models.items() if model is not None}
+    flat = {name: model.flat.requires_grad_(False) for name, model in models.items() if model is not None}
+    weights = {name: value.numpy() for name, value in flat.items()}
     weights |= {"observation_mean": statistics[0].numpy(), "observation_std": statistics[1].numpy()}
     own = Source(
         nn.Identity(), lambda inputs: np.asarray(act(*inputs.values())), shapes, batch, weights, statistics, facts

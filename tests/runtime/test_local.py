@@ -242,6 +242,6 @@ def test_losses_that_are_not_finite_fail_the_run(train: Train, capsys: pytest.Ca
     with pytest.raises(AssertionError):
         train("diverged", "generator.count=0", "learner.learning_rate=1e30")
     error = capsys.readouterr().err
-    assert error.startswith("raydiff: the run failed: learner/0 failed: ")
-    assert "became non-finite before update" in error
+    assert error.startswith("raydiff: the run failed: real_only: critic_loss")
+    assert "became non-finite in update 2. The batch and the learner's state before it are in " in error
     assert "Traceback" not in error
