@@ -199,11 +199,11 @@ def bound(name: str, precision: str, rounds: int) -> float:
 
 def picture(records: list[dict[str, Any]], best: dict[str, Any], path: Path) -> None:
     """Errors against trajectories per second."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), constrained_layout=True)
     labels = {"error": "audited one-step error / variance", "distance": "sliced distance to held-out windows"}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
         for (solver, marker), (levels, style), precision in itertools.product(
-            zip(SOLVERS, "os^D", strict=True), zip(RANGES, ("-", ":"), strict=True), PRECISIONS
+            zip(SOLVERS, "os^D", strict=True), zip(RANGES, (":", "--", "-"), strict=True), PRECISIONS
         ):
             some = [r for r in records[1:] if (r["solver"], r["levels"], r["precision"]) == (solver, levels, precision)]
             axis.plot(
@@ -216,13 +216,13 @@ def picture(records: list[dict[str, Any]], best: dict[str, Any], path: Path) -> 
                 fillstyle="full" if precision == "bfloat16" else "none",
                 label=f"{solver}, {levels}" if precision == "bfloat16" else None,
             )
-        axis.axhline(records[0][key], color="black", lw=1, ls="--", label=f"reference: {records[0]['name']}")
+        axis.axhline(records[0][key], color="black", lw=1, ls="-.", label=f"reference: {records[0]['name']}")
         axis.scatter([best["rate"]], [best[key]], s=160, facecolors="none", edgecolors="black", zorder=5)
         axis.set(xscale="log", yscale="log", xlabel="trajectories per second, one thread", ylabel=label)
     figure.suptitle(
         "Filled: bfloat16, open: float32. Circled: the fastest within 5 % of the reference's audited error."
     )
-    axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -254,9 +254,9 @@ def main() -> None:
     goals = {"calls of the reference over those of the cheapest float32": 4.0}
     goals |= {f"{name} float32 over JAX float32": 1.3 for name in PEERS}
     goals |= {f"{name} bfloat16 over JAX float32": 2.2 for name in PEERS}
+    report(machine(preset=str(options.preset.name), compute=str(compute)), figures, goals, options.json)
     if options.plot is not None:
         picture(records, best, options.plot)
-    report(machine(preset=str(options.preset.name), compute=str(compute)), figures, goals, options.json)
 
 
 if __name__ == "__main__":

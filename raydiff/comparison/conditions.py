@@ -19,7 +19,20 @@ from raydiff.figures import pretty
 
 _IGNORED = frozenset({"name", "output", "data.cache", "cluster.address", "cluster.wait", "cluster.timeout_s"})
 _DATA = ("data.dataset", "data.file", "data.environment", "data.version", "data.level", "data.transitions")
-_GENERATION = ("guidance.", "sampler.", "generator.", "refiner.", "denoiser.", "reward.", "replay.", "schedule.")
+_GENERATION = (  # sections that act on synthetic data alone
+    "audit.",
+    "denoiser.",
+    "dydiff.",
+    "dynamics.",
+    "generator.",
+    "guidance.",
+    "refiner.",
+    "replay.",
+    "reward.",
+    "rollout.",
+    "sampler.",
+    "schedule.",
+)
 _LEADING = ("guided", "real_only")
 _MOST_IN_LABEL = 2  # settings that a label spells out before it falls back to the names of the runs
 

@@ -165,7 +165,7 @@ class FoundStrength:
 
 
 def find_strength(
-    generator: Generator, policy: ActionDistribution, config: GuidanceConfig, key: tuple[int, ...], probe: int = 128
+    generator: Generator, policy: ActionDistribution, config: GuidanceConfig, key: tuple[int, ...], probe: int = 512
 ) -> FoundStrength:
     """The strength for one policy, by ``probe`` trajectories per trial, all from the same random numbers.
 

@@ -54,6 +54,17 @@ def test_a_setting_sets_conditions_apart_only_where_it_acts(make_run: MakeRun) -
     assert found.condition_of(found.runs[1], "guided").label == "guided (strength 2)"
 
 
+@pytest.mark.parametrize(
+    "setting", ["dynamics__epochs", "rollout__horizon", "dydiff__iterations", "audit__transitions"]
+)
+def test_nothing_of_generation_acts_on_real_data_alone(make_run: MakeRun, setting: str) -> None:
+    runs = [
+        make_run("first", GUIDED | {"real_only": [1.0]}),
+        make_run("again", {"real_only": [2.0]}, seed=1, **{setting: 7}),
+    ]
+    assert labels(comparison(*runs)) == ["guided", "real only"]
+
+
 def test_settings_that_an_older_run_lacks_are_at_their_defaults(make_run: MakeRun) -> None:
     runs = [make_run("new", GUIDED), make_run("old", GUIDED, seed=1)]
     config = yaml.safe_load((runs[1] / "config.yaml").read_text())

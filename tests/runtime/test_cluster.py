@@ -129,7 +129,7 @@ def test_runs_overlaps_and_survives_kills(backend: Any, small: Small, dataset: D
 
 def test_overlap_and_pacing(backend: Any, small: Small, dataset: Dataset, models: Models, tmp_path: Path):
     # Calls of some tenths of a second, as in use: of shorter ones the way to the driver and back is too large a part.
-    paced = {"replay.samples_per_insert": 8, "replay.ahead": 0.5, "learner.chunk": 25, "sampler.steps": 40}
+    paced = {"replay.samples_per_insert": 8, "replay.ahead": 0.5, "learner.chunk": 25, "sampler.steps": 80}
     config = small(**{"learner.updates": 900, "evaluation.every": 450, **paced})
     with Drive(backend, config, dataset, models, tmp_path) as drive:
         drive.until(lambda: drive.conductor.finished)
