@@ -37,7 +37,8 @@ def contrastive_loss(energy: Tensor, value: Tensor, beta: float) -> Tensor:
 
 def label_entropy(value: Tensor, beta: float) -> Tensor:
     """What ``contrastive_loss`` cannot fall below: the mean entropy of its labels."""
-    return torch.distributions.Categorical(logits=beta * value).entropy().mean()
+    log_share = (beta * value).log_softmax(1)
+    return -(log_share.exp() * log_share).sum(1).mean()
 
 
 # ---------------------------------------------------------------------------------------------------- config
