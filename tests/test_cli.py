@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "raydiff train configs/demo.yaml learner.batch_size=512",
     "plan": "raydiff plan configs/demo.yaml generator.count=8 --cluster cluster.json",
     "report": "raydiff report runs/guided-0 runs/guided-1 runs/unguided-0 runs/unguided-1",
+    "evaluate": "raydiff evaluate runs/guided-0 runs/guided-1 runs/real-0 runs/real-1 --episodes 100 --json scores.json",
+    "export": "raydiff export runs/demo --arm guided --out policy",
     "data list": "raydiff data list hopper",
     "data info": "raydiff data info hopper-random.hdf5 --picture hopper-random.png",
     "data collect": "raydiff data collect Pendulum-v1 --levels random,medium,expert --transitions 20000 --out pendulum",

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from string import ascii_uppercase
 from typing import Any
 
+from raydiff.agents.registry import ALGORITHMS
 from raydiff.comparison.runs import MINARI, Run
 from raydiff.envs.registry import ALIASES
 from raydiff.figures import pretty
@@ -157,9 +158,8 @@ def _own(trial: Trial, bound: Mapping[str, Any]) -> dict[str, Any]:
 def acting(trial: Trial) -> dict[str, Any]:
     """The settings that can change what this arm does, without seeds, names, folders and the data."""
     settings = trial.run.arm_settings(trial.arm)
-    without: tuple[str, ...] = (
-        ("learner.iql.",) if settings.get("learner.algorithm") == "td3_bc" else ("learner.td3_bc.",)
-    )
+    learning = settings.get("learner.algorithm")
+    without: tuple[str, ...] = tuple(f"learner.{name}." for name in ALGORITHMS if name != learning)
     if settings.get("generator.count") == 0:
         without += _GENERATION
     elif settings.get("guidance.kind") == "none":
