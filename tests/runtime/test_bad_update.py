@@ -11,7 +11,7 @@ import pytest
 from raydiff.roles.repeat_update import repeat
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-pytest.importorskip("ray")
+pytest.importorskip("raydiff.runtime.cluster")  # which sets up the environment that Ray reads when it is imported
 
 
 @pytest.mark.ray
