@@ -18,7 +18,7 @@ from raydiff.metrics import read_metrics, select
 from raydiff.roles.models import Models
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
-pytest.importorskip("ray")
+pytest.importorskip("raydiff.runtime.cluster")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
 
