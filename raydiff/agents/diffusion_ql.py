@@ -18,7 +18,7 @@ from raydiff.agents.mish import MishMLP
 from raydiff.agents.networks import Adam, soft_update
 from raydiff.agents.noise_network import NetworkSpec, NoiseNetwork
 from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import load_parts, save_parts
+from raydiff.agents.state import Resumable
 from raydiff.config_learner import LearnerConfig
 from raydiff.diffusion.vp import VP, add_noise, sample
 from raydiff.types import Batch, PolicyBlob
@@ -26,7 +26,7 @@ from raydiff.types import Batch, PolicyBlob
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class DiffusionQL:
+class DiffusionQL(Resumable):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
 
     def __init__(
@@ -177,12 +177,6 @@ class DiffusionQL:
         return pack_diffusion_policy(version, self.spec, self._mean, self._std, self.actor, critic=critic)
 
     # ------------------------------------------------------------------------------------------------ state
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return save_parts(self._parts(), self.updates)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.updates = load_parts(self._parts(), state)
 
     def _parts(self) -> dict[str, Any]:
         return {

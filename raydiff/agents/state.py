@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -44,6 +45,23 @@ def load_parts(parts: Mapping[str, Part], state: Mapping[str, Tensor]) -> int:
     for name, generator in generators.items():
         generator.set_state(state[name].cpu())
     return int(state["updates"])
+
+
+class Resumable(ABC):
+    """What a learner needs to be saved and to go on bit by bit: ``_parts()`` names everything that it owns."""
+
+    updates: int
+
+    @abstractmethod
+    def _parts(self) -> Mapping[str, Part]: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As ``api.Agent.state_dict``."""
+        return save_parts(self._parts(), self.updates)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """As ``api.Agent.load_state_dict``."""
+        self.updates = load_parts(self._parts(), state)
 
 
 def _tensors(name: str, part: Part) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from raydiff.agents.diffusion_policy import DiffusionPolicySpec, pack_diffusion_
 from raydiff.agents.networks import Adam
 from raydiff.agents.noise_network import NetworkSpec, NoiseNetwork
 from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import load_parts, save_parts
+from raydiff.agents.state import Resumable
 from raydiff.agents.value_critics import ValueCritics
 from raydiff.agents.weights import action_weight
 from raydiff.config_learner import LearnerConfig
@@ -31,7 +31,7 @@ DEVIATION = 0.5
 TABLE_ROWS = 65_536
 
 
-class SWG:
+class SWG(Resumable):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``.
 
     Stages: ``critic`` and ``behaviour``, or with ``order=joint`` one, ``train``, of both in every update. Weights of a
@@ -210,12 +210,6 @@ class SWG:
         return pack_diffusion_policy(version, self.policy_spec(), self._mean, self._std, self.average, critic=critic)
 
     # ------------------------------------------------------------------------------------------------ state
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return save_parts(self._parts(), self.updates)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.updates = load_parts(self._parts(), state)
 
     def _parts(self) -> dict[str, Any]:
         return {

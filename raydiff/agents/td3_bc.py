@@ -11,14 +11,14 @@ from raydiff.agents.api import Stage
 from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import load_parts, save_parts
+from raydiff.agents.state import Resumable
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class TD3BC:
+class TD3BC(Resumable):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
 
     def __init__(
@@ -132,12 +132,6 @@ class TD3BC:
         return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std, critic)
 
     # ------------------------------------------------------------------------------------------------ state
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return save_parts(self._parts(), self.updates)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.updates = load_parts(self._parts(), state)
 
     def _parts(self) -> dict[str, Any]:
         return {
