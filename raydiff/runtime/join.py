@@ -135,10 +135,13 @@ def _not_joined(address: Address, error: Exception) -> UserError:
 def describe_ray(started_here: bool = False) -> Cluster:
     """The nodes of the Ray that this process is connected to, with what others hold at the moment.
 
-    Ray tells how much of a node's GPUs is free, not of which: it is taken to be free on as few as possible.
+    Ray tells how much of a node's GPUs is free, not of which: it is taken to be free on as few as possible. This
+    machine's node comes first and the others by name: Ray lists them in no fixed order, and placement follows ours.
     """
+    here = ray.get_runtime_context().get_node_id()
     free = ray_state.available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: (node["NodeID"] != here, node["NodeName"], node["NodeID"]))
     names = Counter(node["NodeName"] for node in alive)
     nodes = []
     for node in alive:
@@ -155,7 +158,6 @@ def describe_ray(started_here: bool = False) -> Cluster:
                 key,
             )
         )
-    here = ray.get_runtime_context().get_node_id()
     driver = next((node.name for node in nodes if node.id == here), nodes[0].name)
     return Cluster(tuple(nodes), driver, started_here)
 
