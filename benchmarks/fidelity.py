@@ -125,7 +125,7 @@ class Bench:
         learner = Learner(config, self.dataset.transitions(config.data.semantics), "fidelity")
         for _ in range(self.updates // 100):
             learner.train(100)
-        return Policy.from_blob(learner.policy())
+        return Policy.from_blob(learner.policies()[0])
 
     def models(self, config: Config) -> Models:
         """Of the configured method, trained once."""

@@ -27,9 +27,10 @@ from raydiff.presets import derive, load_config
 from raydiff.roles.models import Models
 from raydiff.roles.pretrainer import prepare_models
 from raydiff.runtime import messages as m
-from raydiff.runtime.cluster import RayBackend, RayCrew
+from raydiff.runtime.cluster import RayBackend
 from raydiff.runtime.conductor import LEARNER, Conductor
 from raydiff.runtime.crew import Materials
+from raydiff.runtime.ray_crew import RayCrew
 from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.running import Running
 from raydiff.timeline import intervals, learner_wait_fraction, overlap, training_span

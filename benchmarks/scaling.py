@@ -37,9 +37,10 @@ from raydiff.roles.emulated import make_generator
 from raydiff.roles.learner import Learner
 from raydiff.roles.models import Models
 from raydiff.roles.pretrainer import prepare_models
-from raydiff.runtime.cluster import RayBackend, RayCrew
+from raydiff.runtime.cluster import RayBackend
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Materials
+from raydiff.runtime.ray_crew import RayCrew
 from raydiff.runtime.recorder import Recorder
 from raydiff.runtime.running import Running
 from raydiff.timeline import interval, training_span
@@ -147,14 +148,14 @@ def synchronous(config: Config, real: Transitions, models: Models, seconds: floa
     generator = make_generator(config, models.bundle, models.reward, "generator/0", "synchronous")
     size = config.generator.batch
     for slot in range(4):
-        rows, _ = generator.generate(learner.policy(), size, slot, slot, True)
+        rows, _ = generator.generate(learner.policies()[0], size, slot, slot, True)
         learner.ingest(rows, slot, 0)
     learner.train(100)
     made = updates = 0
     spent = [0.0, 0.0]
     while sum(spent) < seconds:
         start = time.perf_counter()
-        rows, _ = generator.generate(learner.policy(), size, made, made, True)
+        rows, _ = generator.generate(learner.policies()[0], size, made, made, True)
         learner.ingest(rows, made % 4, learner.update)
         middle = time.perf_counter()
         learner.train(50)

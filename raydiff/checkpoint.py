@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,30 @@ from raydiff.errors import UserError
 from raydiff.types import PolicyBlob
 
 POLICY_SUFFIX = ".policy.safetensors"
+_PART = re.compile(r"(.+)@seed(\d+)")  # no arm may have such a name
+
+
+def part_name(arm: str, seed: int | None) -> str:
+    """What the files of an arm are called; where several seeds were trained at once, those of one of them."""
+    return arm if seed is None else f"{arm}@seed{seed}"
+
+
+def arm_and_seed(name: str) -> tuple[str, int | None]:
+    """The arm, and the seed if the arm has several, of a name that ``part_name`` made."""
+    found = _PART.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
 def policy_files(run: Path) -> dict[str, Path]:
-    """The policies of a run's finished arms, by arm."""
+    """The policies of a run's finished arms, by arm, or by ``ARM@seedS`` where it has several seeds; seeds in order."""
     files = sorted((run / "checkpoints").glob(f"*{POLICY_SUFFIX}"))
-    return {path.name.removesuffix(POLICY_SUFFIX): path for path in files}
+    found = {path.name.removesuffix(POLICY_SUFFIX): path for path in files}
+    return dict(sorted(found.items(), key=lambda item: (arm_and_seed(item[0])[0], arm_and_seed(item[0])[1] or 0)))
+
+
+def policy_of(files: Mapping[str, Path], arm: str) -> str | None:
+    """The name in ``policy_files`` of an arm, of its first seed where it has several; None where there is none."""
+    return arm if arm in files else next((name for name in files if arm_and_seed(name)[0] == arm), None)
 
 
 def save_learner(folder: Path, arm: str, policy: PolicyBlob, state: dict[str, torch.Tensor]) -> None:

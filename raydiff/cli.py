@@ -75,6 +75,8 @@ def train(
         show_bad_update(replay_batch)
         return
     path, rest = _preset_and_overrides(preset, overrides)
+    if _asks_for_tasks(path, rest):
+        return
     # Before the seconds that the imports take, so that a typo is answered at once:
     config = load_config(path, _with_options(rest, address, data))
     find_address(config.cluster.address, os.environ)
@@ -108,6 +110,8 @@ def plan(
     Example: raydiff plan configs/demo.yaml generator.count=8 --cluster cluster.json
     """
     path, rest = _preset_and_overrides(preset, overrides)
+    if _asks_for_tasks(path, rest):
+        return
     config = load_config(path, _with_options(rest, address, None))
     from raydiff.runtime.plan_command import plan_table
 
@@ -148,6 +152,16 @@ def _preset_and_overrides(preset: Path | None, overrides: list[str] | None) -> t
     if preset is not None and "=" in str(preset) and not os.path.isfile(preset):
         return None, [str(preset), *(overrides or [])]
     return preset, overrides or []
+
+
+def _asks_for_tasks(preset: Path | None, overrides: list[str]) -> bool:
+    """``task=`` without a value lists the tasks of the preset and does nothing else."""
+    if preset is None or "task=" not in [text.strip() for text in overrides]:
+        return False
+    from raydiff.cli_tasks import show_tasks
+
+    show_tasks(preset)
+    return True
 
 
 def guarded(command: Callable[[], Any]) -> int:

@@ -16,6 +16,9 @@ from raydiff.errors import UserError
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     arm: Annotated[str | None, typer.Option(help="Arm; default: the run's main one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed, of an arm that has trained several; default: the first.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to make; default: export/ARM in the run.")] = None,
     formats: Annotated[
         str, typer.Option(help="Any of pt2, onnx and safetensors, with commas.")
@@ -29,6 +32,7 @@ def export(
 
     Example: raydiff export runs/demo --arm guided --out policy
     """
+    from raydiff.checkpoint import arm_and_seed
     from raydiff.envs.registry import environment_of
     from raydiff.evaluation.evaluate_runs import last_policies
     from raydiff.export import export_policy
@@ -38,11 +42,11 @@ def export(
         raise UserError(f"{run} is not a run of raydiff (it has no config.yaml). Name the folder of a run.")
     config = load_config(run / "config.yaml")
     found = last_policies(run, [arm] if arm else ())
-    name = arm or (main_arm(config) if main_arm(config) in found else next(iter(found)))
+    name = _chosen(list(found), arm or main_arm(config), seed, config.seed)
     facts = {
-        "run": config.name, "arm": name, "environment": environment_of(config.data),
+        "run": config.name, "arm": arm_and_seed(name)[0], "environment": environment_of(config.data),
         "data": config.data.dataset or f"{config.data.level}, {config.data.transitions:,} transitions collected",
-        "seed": config.seed,
+        "seed": config.seed if arm_and_seed(name)[1] is None else arm_and_seed(name)[1],
     }  # fmt: skip
     folder = out or run / "export" / name
     files = export_policy(
@@ -56,3 +60,18 @@ def export(
     console = Console()
     console.print(table)
     console.print(str(folder), soft_wrap=True, highlight=False)
+
+
+def _chosen(names: list[str], arm: str, seed: int | None, own: int) -> str:
+    """The policy that is meant: of the arm, or of the run's first where it has not that one, and of the seed; ``own``
+    is the seed of arms that have trained one."""
+    from raydiff.checkpoint import arm_and_seed
+
+    alike = [name for name in names if arm in (name, arm_and_seed(name)[0])] or names[:1]
+    seeds = {own if (found := arm_and_seed(name)[1]) is None else found: name for name in alike}
+    if seed is not None and seed not in seeds:
+        raise UserError(
+            f"--seed {seed}: {arm_and_seed(alike[0])[0]} has trained {', '.join(map(str, seeds))}. Name one of these, or "
+            "leave it out."
+        )
+    return alike[0] if seed is None else seeds[seed]

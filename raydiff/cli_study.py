@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +13,10 @@ from rich.table import Table
 
 from raydiff.cli_data import progress_bar
 from raydiff.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from raydiff.studies.api import Study
+    from raydiff.studies.computed import Computed
 
 
 def study(
@@ -28,8 +31,12 @@ def study(
         Literal["local", "ray"], typer.Option(help="Each run in one process, or one run after the other on Ray.")
     ] = "local",
     data: Annotated[
-        str | None,
-        typer.Option(help="D4RL id, minari:ID, or HDF5 file in D4RL's schema, instead of the study's data."),
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="D4RL id, minari:ID, or HDF5 file in D4RL's schema, instead of the study's data; learners: beside "
+            "them, and as often as wanted.",
+        ),
     ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="PATTERN,...", help="Only these conditions, such as guided*,real-*.")
@@ -44,35 +51,40 @@ def study(
 
     Example: raydiff study where-it-pays scale=small --seeds 3 --jobs 2
     """
-    from raydiff.studies.registry import STUDIES, find_study
+    from raydiff.studies.registry import COMPUTED, STUDIES, find_study
 
     if name is None:
-        _list(Console(), [(found.name, found.title) for found in STUDIES.values()])
+        everything: list[Study | Computed] = [*STUDIES.values(), *COMPUTED.values()]
+        _list(Console(), [(found.name, found.title) for found in everything])
         return
-    chosen = find_study(name)
-    from raydiff.studies.api import plan
+    chosen, (scale, rest) = find_study(name), _scale(overrides or [])
+    from raydiff.studies.api import Study, plan
     from raydiff.studies.collect import gather, publish
+    from raydiff.studies.played import play_conditions, played_conditions
     from raydiff.studies.runner import check_jobs, execute
 
-    scale, rest = _scale(overrides or [])
-    given = ["data.environment=null", f"data.dataset={json.dumps(data)}"] if data is not None else []
-    base, planned = plan(chosen, scale, [*given, *rest], seeds, out / name)
+    if not isinstance(chosen, Study):
+        if jobs != 1 or runtime != "local" or data:
+            raise UserError(
+                f"{name} is computed in this process, without runs: leave out --jobs, --runtime and --data."
+            )
+        _compute(chosen, scale, rest, seeds, only, out / name, None if read else on_existing)
+        return
+    base, planned = plan(chosen, scale, rest, seeds, out / name, data or [])
     work = [job for job in planned if only is None or _matches(job.condition.name, only)]
     if not work:
         names = ", ".join(dict.fromkeys(job.condition.name for job in planned))
         raise UserError(f"--only {only}: no condition of {name} is called so. On offer: {names}.")
-    console, errors, failures = Console(), Console(stderr=True), dict[str, str]()
+    errors, failures = Console(stderr=True), dict[str, str]()
     try:
         if not read:
             check_jobs(work, on_existing)
             with progress_bar() as note:
                 failures = execute(work, runtime, jobs, on_existing, note, lambda text: _say(errors, text))
+                play_conditions(played_conditions(chosen, base, work), work, note)
     finally:  # Ctrl-C too leaves a table of what has ended
         if any(job.finished for job in work):
-            files = publish(chosen, gather(chosen, base, work, failures), out / name)
-            console.print(Markdown(files[0].read_text()))
-            for path in files:
-                console.print(str(path), soft_wrap=True, highlight=False)
+            _show(publish(chosen, gather(chosen, base, work, failures), out / name))
     if read and not any(job.finished for job in work):
         raise UserError(f"{out / name} holds no run of {name} that has ended. Leave out --read to make them.")
     if failures:
@@ -80,6 +92,40 @@ def study(
             f"{len(failures)} of the {len(work)} runs of {name} failed; the first: {next(iter(failures.items()))[1]} "
             "The same command runs them again."
         )
+
+
+def _compute(
+    study: Computed,
+    scale: str,
+    given: list[str],
+    seeds: int,
+    only: str | None,
+    folder: Path,
+    on_existing: Literal["resume", "overwrite"] | None,
+) -> None:
+    """A study without runs; with ``on_existing`` None only what is there is read."""
+    from raydiff.studies.computed import chosen_parts, compute, pieces, publish, read_options
+
+    options = read_options(study, scale, given)
+    parts = chosen_parts(study, options, only)
+    try:
+        if on_existing is not None:
+            with progress_bar() as note:
+                compute(study, options, parts, seeds, folder, on_existing, note)
+    finally:  # Ctrl-C too leaves a table of what has ended
+        found = pieces(study, parts, seeds, folder)
+        if found:
+            _show(publish(study, found, folder))
+    if not found:
+        raise UserError(f"{folder} holds nothing of {study.name} that has ended. Leave out --read to compute it.")
+
+
+def _show(files: list[Path]) -> None:
+    """The table, which is the first of the files, and where they lie."""
+    console = Console()
+    console.print(Markdown(files[0].read_text()))
+    for path in files:
+        console.print(str(path), soft_wrap=True, highlight=False)
 
 
 def _list(console: Console, rows: list[tuple[str, str]]) -> None:

@@ -30,6 +30,11 @@ class DataConfig(Section):
     semantics: Literal["raydiff", "d4rl_qlearning", "d4rl_qlearning_terminate_on_end"] = Field(
         "raydiff", description="Which rows are transitions: ours, or exactly those of D4RL's qlearning_dataset."
     )
+    reward_normalization: Literal["none", "return_range", "standard"] = Field(
+        "none", description="The learner's rewards: as they are, over the range of the data's returns, standardised."
+    )
+    reward_scale: float = Field(1.0, gt=0, description="Factor on the learner's rewards, after that.")
+    reward_shift: float = Field(0.0, description="Added to the learner's rewards, last.")
     cache: str | None = Field(
         None, description="Folder for datasets and models; default RAYDIFF_CACHE or ~/.cache/raydiff."
     )
@@ -153,6 +158,9 @@ class GuidanceConfig(Section):
         2.0, ge=0, description="lambda; times 256 / steps in modes paper and paper_code, and in value."
     )
     delta: float = Field(0.2, gt=0, description="Standard deviation given to a deterministic policy's actions.")
+    diffusion_policy: Literal["surrogate", "own_score"] = Field(
+        "surrogate", description="Diffusion policies: delta round their deterministic path; or their network's score."
+    )
     cosine: float = Field(0.3, ge=0, description="beta of the published strength schedule (paper, paper_code, value).")
     euler_from_unchurned: bool = Field(True, description="paper_code: Euler steps start before the churn, as coded.")
     chain_rule: bool = Field(True, description="score: with the derivative of the denoised by the noisy action.")
@@ -286,7 +294,7 @@ class ClusterConfig(Section):
     gpus: int | None = Field(None, ge=0, description="GPUs that Ray may use here; default: those of the machine.")
     object_store_mb: int = Field(512, ge=80, description="Size of Ray's object store on this machine.")
     call_timeout_s: float = Field(
-        300.0, gt=0, description="Longest a single actor call may take before its actor is replaced."
+        300.0, gt=0, description="Longest an actor call may take per seed trained before its actor is replaced."
     )
     max_restarts: int = Field(
         3, ge=0, description="Deaths of one worker within five minutes before the run gives it up."
@@ -321,9 +329,17 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Evaluators.")
     audit: AuditConfig = Field(AuditConfig(), description="Auditors: synthetic data against the simulator.")
     cluster: ClusterConfig = Field(ClusterConfig(), description="The machine or cluster.")
+    arms_together: bool = Field(
+        False, description="The run and its arms with generators learn at the same time, on one plan of the cluster."
+    )
     arms: dict[ArmName, dict[str, Any]] = Field(
         default_factory=dict, description="Other runs for comparison: name -> dotted overrides of this configuration."
     )
+
+    @property
+    def seeds(self) -> range:
+        """The seeds that are trained at once; usually ``seed`` alone."""
+        return range(self.seed, self.seed + self.learner.seeds)
 
     @property
     def rows(self) -> int:

@@ -201,6 +201,9 @@ class LearnerConfig(Section):
         2, ge=1, le=4, description="Calls issued ahead, so that the learner never waits for the driver."
     )
     batch_size: int = Field(256, ge=1, description="Transitions per update, real and synthetic together.")
+    seeds: int = Field(
+        1, ge=1, description="Seeds trained at once, each as a run of its own with seed, seed + 1, and so on."
+    )
     hidden: Hidden = Field((256, 256), description="Hidden widths of actor and critics.")
     learning_rate: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
     actor_learning_rate: float | None = Field(None, gt=0, description="Learning rate of the actor, where it differs.")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from raydiff.evaluation.statistics import over_seeds
 from raydiff.files import whole_file
 from raydiff.metrics import Record, select
 
@@ -86,15 +87,26 @@ def score_scale(records: list[Record]) -> str:
 
 
 def evaluations(records: list[Record], arm: str, scale: str) -> list[Record]:
-    """One evaluation per update, in order; the final one stands for its update, else the one written last."""
-    chosen: dict[int, Record] = {}
+    """One evaluation per update, in order; the final one stands for its update, else the one written last. Where
+    several seeds were trained at once it is their mean, with its interval over them, and ``seeds`` has those of each."""
+    chosen: dict[int, dict[int | None, Record]] = {}
     for record in select(records, "evaluate", arm):
         if (record.get(scale) or {}).get("mean") is None:
             continue
-        before = chosen.get(record["update"])
+        seeds = chosen.setdefault(record["update"], {})
+        before = seeds.get(record.get("seed"))
         if before is None or record.get("final") or not before.get("final"):
-            chosen[record["update"]] = record
-    return [chosen[update] for update in sorted(chosen)]
+            seeds[record.get("seed")] = record
+    return [_over_seeds(chosen[update], scale) for update in sorted(chosen)]
+
+
+def _over_seeds(seeds: Mapping[int | None, Record], scale: str) -> Record:
+    """The evaluations of all seeds after one update as one."""
+    records = list(seeds.values())
+    if len(records) == 1:
+        return records[0]
+    means = {seed: record[scale]["mean"] for seed, record in seeds.items()}
+    return {**records[0], scale: over_seeds(list(means.values())), "seeds": means}
 
 
 def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str, Any]) -> Figure | None:
@@ -118,6 +130,9 @@ def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str,
         high = [bound(value, "high") for value in values]
         left.plot(updates, mean, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=pretty(arm))
         left.fill_between(updates, low, high, color=colour, alpha=0.13, linewidth=0)
+        for seed in points[-1].get("seeds", ()):
+            own = [point.get("seeds", {}).get(seed, float("nan")) for point in points]
+            left.plot(updates, own, color=colour, linewidth=0.8, alpha=0.5)
     style(left, "Score while learning", "learner updates", SCALE_NAMES[scale])
     left.xaxis.set_major_formatter(FuncFormatter(thousands))
     style(right, "Final policy", "", "")
@@ -131,12 +146,25 @@ def learning_curves(records: list[Record], arms: list[str], scores: Mapping[str,
         handles, labels, loc="outside lower center", ncols=min(len(labels), 6) or 1, frameon=False, fontsize=9
     )
     left.text(
-        0.01, 0.985, "bands and bars: interval over episodes of one seed",
+        0.01, 0.985, f"bands and bars: interval over {spread_of(records, arms)}",
         transform=left.transAxes, fontsize=8, color=GREY, va="top",
         bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
     left.margins(y=0.12)
     return figure
+
+
+def spread_of(records: list[Record], arms: list[str]) -> str:
+    """What the intervals of the arms' scores run over, in words."""
+    seeds = {arm: len({r.get("seed") for r in select(records, "evaluate", arm)}) for arm in arms}
+    several = {arm: count for arm, count in seeds.items() if count > 1}
+    if not several:
+        return "episodes of one seed"
+    counts = " or ".join(f"{count}" for count in sorted(set(several.values())))
+    alone = [pretty(arm) for arm, count in seeds.items() if count == 1]
+    return f"{counts} seeds" + (
+        f" (of {', '.join(alone)}: over episodes of one seed)" if alone else "; thin lines: each"
+    )
 
 
 def final_scores(
@@ -247,10 +275,15 @@ def _draw_dynamics(axes: Axes, records: list[Record], arms: list[str], floor: fl
 def _draw_lag(axes: Axes, records: list[Record], arms: list[str], limit: float | None) -> None:
     style(axes, "Policy lag of the sampled batch", "learner updates", "updates behind")
     for arm in arms:
-        points = sorted((r["update"], *lag) for r in select(records, "train", arm) if (lag := _lag(r)) is not None)
-        if not points:
+        lags: dict[float, list[tuple[float, float]]] = {}  # of one seed or several
+        for record in select(records, "train", arm):
+            if (lag := _lag(record)) is not None:
+                lags.setdefault(record["update"], []).append(lag)
+        if not lags:
             continue
-        updates, mean, worst = zip(*points, strict=True)
+        updates = sorted(lags)
+        mean = [sum(own for own, _ in lags[update]) / len(lags[update]) for update in updates]
+        worst = [max(top for _, top in lags[update]) for update in updates]
         colour = arm_style(arm, arms)[0]
         axes.plot(updates, mean, color=colour, linewidth=1.8, label=f"{pretty(arm)}: mean")
         axes.plot(updates, worst, color=colour, linewidth=1.0, alpha=0.55, label=f"{pretty(arm)}: max")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raydiff.figures import error_ratio, evaluations, final_scores, is_warmup, pretty, score_scale
+from raydiff.figures import error_ratio, evaluations, final_scores, is_warmup, pretty, score_scale, spread_of
 from raydiff.metrics import Record, select
 from raydiff.timeline import idle_fraction, learner_wait_fraction, training_span
 
@@ -30,7 +30,8 @@ def curves_show(records: list[Record], arms: list[str], scores: Mapping[str, Any
     scale = score_scale(records)
     curves = {arm: evaluations(records, arm, scale) for arm in arms}
     found = {pretty(arm): _Given(value) for arm, value in final_scores(curves, scores, arms, scale).items()}
-    return f"Last policies: {best(found, 'over episodes')}" if found else "No arm has ended yet."
+    over = f"over {spread_of(records, arms)}" if len(found) > 1 else ""
+    return f"Last policies: {best(found, over)}" if found else "No arm has ended yet."
 
 
 def synthetic_shows(records: list[Record], arms: list[str]) -> str:

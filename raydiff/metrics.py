@@ -26,7 +26,8 @@ FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
 
 # Keys that say which thing a record is about; they are steps and names, not curves.
-_IDENTITY = frozenset({"kind", "arm", "update", "step", "steps", "block", "parent_block", "policy_version", "time"})
+_IDENTITY = frozenset({"kind", "arm", "update", "step", "steps", "block", "parent_block", "policy_version", "seed",
+                       "time"})  # fmt: skip
 
 
 class MetricsWriter:
@@ -105,8 +106,12 @@ def select(records: list[Record], kind: str, arm: str | None = None) -> list[Rec
 
 
 def scalars(record: Record) -> Iterator[tuple[str, float]]:
-    """TensorBoard tags and finite values of a plain record: ``guided/train/critic_loss``, ``pretrain/loss``."""
-    prefix = "/".join(str(record[key]) for key in ("arm", "kind") if record.get(key) is not None)
+    """TensorBoard tags and finite values of a plain record: ``guided/train/critic_loss``, ``pretrain/loss``; of one seed
+    of several ``guided/seed 1/train/critic_loss``."""
+    about = {"arm": record.get("arm"), "seed": record.get("seed"), "kind": record.get("kind")}
+    prefix = "/".join(
+        f"seed {value}" if key == "seed" else str(value) for key, value in about.items() if value is not None
+    )
     for key, value in record.items():
         if key in _IDENTITY:
             continue

@@ -18,7 +18,7 @@ from rich.text import Text
 from raydiff import findings
 from raydiff.book import Book
 from raydiff.errors import UserError
-from raydiff.figures import learning_curves, pretty, run_arms, score_scale, synthetic_data
+from raydiff.figures import learning_curves, pretty, run_arms, score_scale, spread_of, synthetic_data
 from raydiff.gantt import timeline
 from raydiff.metrics import Record, read_metrics
 from raydiff.page import Listing, Note, Page, Picture, Section, Table
@@ -33,6 +33,10 @@ RETURN_NOTE = (
     "No reference returns are known for this environment, so there is no normalised score. Returns are those of the last "
     "policy, never of the best one seen. Intervals run over the evaluation episodes of one training seed; another seed "
     "may differ by more."
+)
+SEEDS_NOTE = (
+    "Where several seeds were trained at once, the mean over them comes with its standard error and its 95 % interval "
+    "over seeds, and each seed below it with the interval over its episodes."
 )
 _LEADING = ("behaviour", "real_only", "guided")
 
@@ -59,24 +63,29 @@ def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
         if score is None:
             found.append((pretty(name), "not run", "", "", "", ""))
             continue
-        normalized, raw = score.get("normalized") or {}, score.get("raw") or {}
-        episodes = normalized.get("episodes", raw.get("episodes"))
-        found.append(
-            (
-                pretty(name),
-                _number(normalized.get("mean"), 1),
-                _interval(normalized, 1),
-                _number(raw.get("mean"), 1),
-                _interval(raw, 1),
-                _number(episodes, 0),
-            )
-        )
+        seeds = score.get("seeds") or {}
+        found.append(_score_row(f"{pretty(name)}, {len(seeds)} seeds" if seeds else pretty(name), score))
+        found += [_score_row(f"  seed {seed}", own) for seed, own in seeds.items()]
     return found
+
+
+def _score_row(name: str, score: Mapping[str, Any]) -> tuple[str, ...]:
+    normalized, raw = score.get("normalized") or {}, score.get("raw") or {}
+    episodes = normalized.get("episodes", raw.get("episodes"))
+    return (name, *_mean(normalized), *_mean(raw), _number(episodes, 0))
+
+
+def _mean(score: Mapping[str, Any]) -> tuple[str, str]:
+    """The mean, of several seeds with its standard error, and the interval."""
+    error = score.get("standard_error")
+    return _number(score.get("mean"), 1) + (f" ± {_number(error, 1)}" if error is not None else ""), _interval(score, 1)
 
 
 def score_table(summary: Mapping[str, Any]) -> ConsoleTable:
     """The scores for the console at the end of a run."""
-    table = ConsoleTable(box=box.SIMPLE_HEAD, title="Final scores", title_justify="left", caption=_CAPTION,
+    several = any((score or {}).get("seeds") for score in (summary.get("scores") or {}).values())
+    table = ConsoleTable(box=box.SIMPLE_HEAD, title="Final scores", title_justify="left",
+                  caption=SEEDS_CAPTION if several else _CAPTION,
                   caption_justify="left")  # fmt: skip
     for place, column in enumerate(SCORE_COLUMNS):
         table.add_column(column, justify="right" if place else "left")
@@ -86,6 +95,7 @@ def score_table(summary: Mapping[str, Any]) -> ConsoleTable:
 
 
 _CAPTION = "intervals: over evaluation episodes of one seed"
+SEEDS_CAPTION = "intervals: of several seeds over seeds, with ± one standard error; else over episodes of one seed"
 
 
 def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -98,6 +108,7 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     strength = summary.get("guidance_strength")
     figures = [
         ("learner updates", _number(summary.get("updates"), 0)),
+        ("seeds trained at once", _seeds(summary)),
         ("trajectories generated", _number(summary.get("trajectories_generated"), 0)),
         ("trajectories refined", _number(summary.get("trajectories_refined"), 0)),
         ("learning overlapped with generation", _percent(summary.get("overlap_fraction"))),
@@ -116,6 +127,12 @@ def key_figures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in figures if value]
 
 
+def _seeds(summary: Mapping[str, Any]) -> str:
+    """Which, where there are several: each of them has had all the updates."""
+    seeds = summary.get("seeds") or []
+    return ", ".join(map(str, seeds)) if len(seeds) > 1 else ""
+
+
 def _audited(summary: Mapping[str, Any]) -> str:
     """One step in the simulator, over the data's variance: of new and refreshed blocks and of real data."""
     found = (summary.get("audit") or {}).get(summary.get("main")) or {}
@@ -132,7 +149,7 @@ def _pictures(
     return [
         book.picture(
             "learning_curves", "Learning curves",
-            "Each arm in the simulator; bands and bars are 95 % intervals over the episodes of one seed.",
+            f"Each arm in the simulator; bands and bars are 95 % intervals over {spread_of(records, arms)}.",
             learning_curves(records, arms, scores), findings.curves_show(records, arms, scores),
             "Nothing has been evaluated yet."),
         book.picture(
@@ -179,12 +196,19 @@ def _page(run: Path, records: list[Record], summary: Mapping[str, Any], pictures
         lead=" · ".join(dict.fromkeys(about)),
         caveats=[str(text) for text in summary.get("caveats") or []],
         sections=[
-            Section("Scores", [scores, Note(SCORE_NOTE if score_scale(records) == "normalized" else RETURN_NOTE)]),
+            Section("Scores", [scores, Note(_score_note(records, summary))]),
             *[Section(picture.title, [picture]) for picture in pictures],
             Section("Key figures", [facts]),
             Section("Settings", [listing]),
         ],
     )
+
+
+def _score_note(records: list[Record], summary: Mapping[str, Any]) -> str:
+    note = SCORE_NOTE if score_scale(records) == "normalized" else RETURN_NOTE
+    if not _seeds(summary):
+        return note
+    return note.partition("Intervals run")[0] + SEEDS_NOTE
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.envs.registry import EnvironmentSpec, environment_of, environment_spec
 from raydiff.evaluation.audit_report import audit_summary
+from raydiff.evaluation.statistics import over_seeds
 from raydiff.files import whole_file
 from raydiff.findings import strength_shows
 from raydiff.metrics import Record, read_metrics, select
@@ -21,6 +23,9 @@ from raydiff.timeline import idle_fraction, learner_wait_fraction, overlap_fract
 
 ANSWERS = 5
 """Answers to the automatic strength that tell where it ended."""
+
+PACE = ("overlap_fraction", "learner_wait_fraction", "generator_idle_fraction", "policy_lag")
+"""Figures that the summary has of every arm, and of the run's own also at its top."""
 
 PACKAGES = ("raydiff", "torch", "numpy", "ray", "gymnasium", "mujoco")
 
@@ -32,21 +37,22 @@ def write_summary(
     main: str,
     arms: dict[str, dict[str, Any]],
     seconds: dict[str, float],
+    failed: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write ``summary.json`` atomically and return it. ``main`` is the arm that the run is about."""
+    """Write ``summary.json`` atomically and return it. ``main`` is the arm that the run is about; ``failed`` says of
+    arms that did not get to their end why."""
     records = read_metrics(folder)
+    arms = {name: arm | _pace(records, name, arm["samples_per_insert"]["target"]) for name, arm in arms.items()}
     own = arms[main]
     spec, strength = environment_spec(environment_of(config.data)), strength_summary(records, main)
     summary = {
         "main": main,
         "scores": _scores(records, config, dataset, list(arms)),
+        "seeds": own["seeds"],
         "updates": own["updates"],
         "trajectories_generated": own["trajectories_generated"],
         "trajectories_refined": own["trajectories_refined"],
-        "overlap_fraction": overlap_fraction(records, main, own["samples_per_insert"]["target"]),
-        "learner_wait_fraction": learner_wait_fraction(records, main),
-        "generator_idle_fraction": _idle(records, main),
-        "policy_lag": _policy_lag(records, main),
+        **{key: own[key] for key in PACE},
         "samples_per_insert": own["samples_per_insert"],
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "dataset": {
@@ -63,10 +69,11 @@ def write_summary(
         "versions": _versions(),
         "discards": own["discards"],
         "arms": arms,
+        "failed": dict(failed),
         "audit": audit_summary(records),
         "audit_floor": _audit_floor(records, main),
         "guidance_strength": strength,
-        "caveats": caveats(config, spec, dataset, arms, strength),
+        "caveats": _failures(failed) + caveats(config, spec, dataset, arms, strength),
     }
     with whole_file(folder / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=2))
@@ -82,8 +89,12 @@ def caveats(
 ) -> list[str]:
     """What a reader must know before quoting the scores. ``arms`` holds what each of them did, ``strength`` where the
     automatic strength of the guidance ended."""
+    several = [name for name, arm in arms.items() if len(arm["seeds"]) > 1]
     lines = [
         "Each arm is one run of one seed; its interval is over evaluation episodes and says nothing of other seeds."
+        if not several
+        else f"Intervals of {', '.join(several)} are over the seeds that were trained at once (learner.seeds), those of "
+        "all others over evaluation episodes of one seed."
     ]
     if spec.reference is not None:
         lines.append(
@@ -134,10 +145,23 @@ def _scores(records: list[Record], config: Config, dataset: Dataset, arms: list[
         normalized, raw = score_returns(returns, environment_of(config.data), config.seed)
         scores["behaviour"] = {"normalized": normalized.as_dict() if normalized else None, "raw": raw.as_dict()}
     for arm in arms:
-        for record in select(records, "evaluate", arm):
-            if record["final"]:
-                scores[arm] = {"normalized": record["normalized"], "raw": record["raw"]}
+        final = [record for record in select(records, "evaluate", arm) if record["final"]]
+        if final:
+            scores[arm] = _final(final)
     return scores
+
+
+def _final(records: list[Record]) -> dict[str, Any]:
+    """The score of an arm: over the episodes of its last final evaluation, or over its seeds, with that of each."""
+    each = {record.get("seed"): {unit: record[unit] for unit in ("normalized", "raw")} for record in records}
+    if None in each:
+        return each[None]
+    found: dict[str, Any] = {"normalized": None, "raw": None}
+    for unit in found:
+        scores = [score[unit] for score in each.values()]
+        if None not in scores:
+            found[unit] = {**over_seeds([score["mean"] for score in scores]), "episodes": scores[0]["episodes"]}
+    return {**found, "seeds": {str(seed): score for seed, score in each.items()}}
 
 
 def strength_summary(records: list[Record], arm: str) -> dict[str, Any] | None:
@@ -162,6 +186,20 @@ def _audit_floor(records: list[Record], arm: str) -> float | None:
         (floors[-1].get(k) for k in ("dynamics_error", "persistence_error")) if floors else (None, None)
     )
     return error / persistence if error is not None and persistence else None
+
+
+def _failures(failed: Mapping[str, str]) -> list[str]:
+    return [f"{name} failed and has no final score: {cause.rstrip('.')}." for name, cause in failed.items()]
+
+
+def _pace(records: list[Record], arm: str, target: float | None) -> dict[str, Any]:
+    """How well an arm learned and generated at the same time: ``PACE``."""
+    return {
+        "overlap_fraction": overlap_fraction(records, arm, target),
+        "learner_wait_fraction": learner_wait_fraction(records, arm),
+        "generator_idle_fraction": _idle(records, arm),
+        "policy_lag": _policy_lag(records, arm),
+    }
 
 
 def _idle(records: list[Record], arm: str) -> float | None:

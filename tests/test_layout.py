@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raydiff"
 CEILING = 400
-RAY_FILES = {f"raydiff/runtime/{name}.py" for name in ("cluster", "actors", "join", "remote", "pool")}
+RAY_FILES = {
+    f"raydiff/runtime/{name}.py"
+    for name in ("cluster", "ray_crew", "ray_pretraining", "actors", "join", "remote", "pool")
+}
 ACTORS = "raydiff/runtime/actors.py"
 SOURCES = sorted(path for name in ("raydiff", "tests", "benchmarks") for path in (ROOT / name).rglob("*.py"))
 

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ValidationError
 from raydiff.config import Config
 from raydiff.envs.registry import canonical
 from raydiff.errors import UserError
-from raydiff.presets import config_hash, derive, describe, dump, load_config, validate
+from raydiff.presets import arms_of, config_hash, derive, describe, dump, load_config, together, validate
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+PRESETS = (Path(__file__).parents[1] / "configs").rglob("*.yaml")
+CONFIGS = sorted(path for path in PRESETS if path.stem != "d4rl")  # those need a task: test_tasks.py
 
 
 def write(folder: Path, text: str, name: str = "preset.yaml") -> Path:
@@ -229,3 +230,41 @@ def test_a_scale_adds_to_that_of_the_preset_below(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: base.yaml\nscales: {tiny: {denoiser.steps: 8}}")
     config = load_config(tmp_path / "own.yaml", ["scale=tiny"])
     assert (config.learner.updates, config.denoiser.steps, config.denoiser.batch_size) == (5, 8, 7)
+
+
+def test_an_arm_with_several_seeds_is_an_arm_for_each() -> None:
+    config = load_config(None, ["arms.seed.seed=[1, 2]", "arms.iql={learner.algorithm: iql, seed: [0, 3]}"])
+    assert config.arms == {
+        "seed_1": {"seed": 1}, "seed_2": {"seed": 2},
+        "iql_0": {"learner.algorithm": "iql", "seed": 0}, "iql_3": {"learner.algorithm": "iql", "seed": 3},
+    }  # fmt: skip
+    arms = arms_of(config)
+    assert [(arm.seed, arm.learner.algorithm) for arm in arms.values()] == [
+        (1, "td3_bc"), (2, "td3_bc"), (0, "iql"), (3, "iql"),
+    ]  # fmt: skip
+    assert load_config(None, ["arms.seed.seed=4"]).arms == {"seed": {"seed": 4}}
+
+
+@pytest.mark.parametrize(("overrides", "part"), [
+    (["arms.a.seed=[]"], "arms.a.seed=[] must list seeds, each once"),
+    (["arms.a.seed=[1, 1]"], "arms.a.seed=[1, 1] must list seeds, each once"),
+    (["arms.a.seed=[1]", "arms.a_1.generator.count=1"], "two arms are called a_1"),
+])  # fmt: skip
+def test_lists_of_seeds_that_make_no_sense(overrides: list[str], part: str) -> None:
+    assert part in complaint(*overrides)
+
+
+def test_a_seed_of_an_arm_is_checked() -> None:
+    with pytest.raises(UserError, match=r"seed='x'"):
+        arms_of(load_config(None, ["arms.a.seed=[x]"]))
+
+
+def test_who_learns_at_the_same_time() -> None:
+    arms = ["arms.iql.learner.algorithm=iql", "arms.real.generator.count=0"]
+    assert list(together(load_config(None, arms))) == ["guided"]
+    assert list(together(load_config(None, [*arms, "arms_together=true"]))) == ["guided", "iql"]
+    real = load_config(None, ["generator.count=0", "arms.seed.seed=[1, 2]", "arms_together=true"])
+    assert list(together(real)) == ["real_only", "seed_1", "seed_2"]
+    mixed = load_config(None, ["generator.count=0", "arms.more.generator.count=2", "arms.seed.seed=[1]",
+                               "arms_together=true"])  # fmt: skip
+    assert list(together(mixed)) == ["real_only", "more"]

@@ -69,8 +69,8 @@ class AEPO:
         return [Stage(name, number) for name, number in numbers.items() if number]
 
     def begin_stage(self, name: str, table: Any) -> None:
-        """With in-support critics, ``critic`` draws the support actions of all observations of ``table`` first; without
-        a table they are drawn for each batch."""
+        """With in-support critics, the support actions of the observations of ``table`` are drawn once in ``critic``, when
+        a batch first holds them; without a table they are drawn for each batch."""
         names = [stage.name for stage in self.stages()]
         if name not in names:
             raise ValueError(f"AEPO has the stages {', '.join(names)}; {name} was begun")
@@ -103,7 +103,7 @@ class AEPO:
             case "cql":
                 return ConservativeCritics(self.config, *self.sizes, generator, self._noise)
             case "isql":
-                return InSupportCritics(self.config, *self.sizes, generator, self._noise, self.sample_behaviour)
+                return InSupportCritics(self.config, *self.sizes, generator, self._noise, self.behaviour_actions)
             case "iql":
                 return ValueCritics(self.config, *self.sizes, generator, expectile=self.options.expectile)
 
@@ -194,13 +194,14 @@ class AEPO:
     # ------------------------------------------------------------------------------------------------ support
 
     @torch.no_grad()
-    def sample_behaviour(self, observation: Tensor, generator: torch.Generator) -> Tensor:
-        """``K`` actions of the behaviour model ``[B, K, A]``, within ±1, in normalised states ``[B, S]``."""
-        count, actions = self.options.support_actions, self.sizes[1]
-        rows = observation.repeat_interleave(count, 0)
-        noise = torch.randn(len(rows), actions, generator=generator, device=rows.device)
-        drawn = sample(lambda x, t: self.behaviour(x, t, rows), noise, self.vp, "dpmpp_2m", self.options.steps)
-        return drawn.clamp_(-1, 1).view(-1, count, actions)
+    def behaviour_actions(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions of the behaviour model ``[B, K, A]``, within ±1, in normalised states ``[B, S]``, from the initial
+        ``noise [B, K, A]``."""
+        rows = observation[:, None]
+        drawn = sample(
+            lambda x, t: self.behaviour(x, t[:, None], rows), noise, self.vp, "dpmpp_2m", self.options.steps
+        )
+        return drawn.clamp_(-1, 1)
 
     def _store_support(self) -> None:
         """The same actions whenever seed, table and behaviour model are the same."""
@@ -208,8 +209,7 @@ class AEPO:
             return
         rows = self._real.split(self._real.records)
         observation = torch.cat([rows.observation, rows.next_observation])
-        generator = torch.Generator(self.config.device).manual_seed(int(self._support_seed))
-        self.critics.store((observation - self._mean) / self._std, generator)
+        self.critics.store((observation - self._mean) / self._std, int(self._support_seed))
 
     # ------------------------------------------------------------------------------------------------ policy
 

@@ -6,19 +6,15 @@ conservative critics bootstrap from it, and beside the in-support ones it serves
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from raydiff.agents.networks import soft_update
 from raydiff.agents.qgpo import in_support_value
-from raydiff.agents.support_actions import SupportActions
+from raydiff.agents.support_actions import Draw, SupportActions
 from raydiff.agents.value_critics import ValueCritics
 from raydiff.config_learner import LearnerConfig
 
-Draw = Callable[[Tensor, torch.Generator], Tensor]
-"""``draw(observation [n, S], generator) -> [n, K, A]``: actions of the behaviour in normalised states."""
 
 
 class ConservativeCritics(ValueCritics):
@@ -72,14 +68,16 @@ class InSupportCritics(ValueCritics):
         noise: torch.Generator,
         draw: Draw,
     ) -> None:
-        """``noise`` draws actions of states that are not stored; it belongs to the learner."""
+        """``draw`` makes actions of the behaviour in normalised states. Those of states that are not stored come from
+        ``noise``, which belongs to the learner."""
         super().__init__(config, observation_size, action_size, generator, expectile=config.aepo.expectile)
         self._beta, self._noise, self._draw = config.aepo.support_beta, noise, draw
+        self._actions = config.aepo.support_actions, action_size
         self._stored: SupportActions | None = None
 
-    def store(self, observation: Tensor, generator: torch.Generator) -> None:
-        """Draw the actions of all normalised observations ``[N, S]`` once, to be looked up from then on."""
-        self._stored = SupportActions(observation, lambda rows: self._draw(rows, generator))
+    def store(self, observation: Tensor, seed: int) -> None:
+        """From now on the actions of all normalised observations ``[N, S]`` are drawn once, and then looked up."""
+        self._stored = SupportActions(observation, self._actions, seed, self._draw)
 
     def update(
         self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, terminal: Tensor
@@ -96,9 +94,13 @@ class InSupportCritics(ValueCritics):
     def _support(self, observation: Tensor) -> Tensor:
         """Actions ``[B, K, A]`` of normalised observations ``[B, S]``: the stored ones, new ones where there are none."""
         if self._stored is None:
-            return self._draw(observation, self._noise)
+            return self._drawn(observation)
         action, found = self._stored(observation)
-        missing = ~found
-        if bool(missing.any()):
-            action[missing] = self._draw(observation[missing], self._noise)
+        if not bool(found.all()):
+            missing = ~found
+            action[missing] = self._drawn(observation[missing])
         return action
+
+    def _drawn(self, observation: Tensor) -> Tensor:
+        shape = len(observation), *self._actions
+        return self._draw(observation, torch.randn(shape, generator=self._noise, device=observation.device))

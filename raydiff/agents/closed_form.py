@@ -83,11 +83,14 @@ def closed_form_gradient(
 
     Its second term contains the Hessian of ``Q`` along the gradient. That is measured over the width of the posterior to
     both sides: a network of ReLUs has no curvature at a point, only over a distance.
+
+    Guidance of trajectories (``guidance.energy``) and of single actions (``action_guidance``) both come from here.
     """
     gradient = slope(mean)
     norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
     direction = gradient / (norm + TINY)
-    variance = torch.as_tensor(variance).to(mean)
+    if not isinstance(variance, Tensor):
+        variance = mean.new_full((), variance)
     bend = _bend(slope, mean, direction, variance)
     spread = beta**2 * variance * norm * bend
     if damped:

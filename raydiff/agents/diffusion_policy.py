@@ -1,12 +1,13 @@
 """A policy whose actions are sampled by diffusion, as generators and evaluators use it (sections E to H.3).
 
 It draws actions by running the sampler of its method, with that method's guidance, and may choose among several. Its
-density has no closed form. What trajectory generators are guided towards is its deterministic path: the action that the
-sampler reaches from zero without noise of its own.
+density has no closed form. What trajectory generators are guided towards is its deterministic path, the action that the
+sampler reaches from zero without noise of its own, or by its network's own score (``blurred_score``).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ from raydiff.diffusion.vp import VP, Clip, Predict, Schedule, Solver, sample
 from raydiff.types import PolicyBlob
 
 CRITICS = {"relu": MLP, "mish": MishMLP}
+WITHOUT_NOISE: dict[Solver, Solver] = {"ddpm": "ddim", "dpmpp_2m_sde": "dpmpp_2m"}
+MANY_LEVELS = 8192
 
 
 class DiffusionPolicySpec(PolicySpec):
@@ -123,11 +126,45 @@ class DiffusionPolicy(Policy):
             action = self._action(self._sample(self._normalised(observation), 0.0, None))
         return action.view(*observation.shape[:-1], self.spec.action_size), None
 
+    @property
+    def noise_size(self) -> int:
+        """Entries D of the initial noise: those of an action, and of the weight that is sampled beside it."""
+        return self.spec.network.inputs
+
     def draw(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Actions ``[N, A]`` as a function of the initial noise ``[N, D]``, for observations ``[N, S]`` in environment
-        units: the sampler without noise of its own (``guidance.sampled.SampledPolicy`` takes this)."""
+        """Actions ``[..., A]`` as a function of standard normal noise ``[..., D]``, for observations ``[..., S]`` in
+        environment units: by the solver of the same order that adds no noise of its own, whose actions are spread as
+        the policy's are. (The path of means of a solver with noise, from random noise, hardly is.)"""
+        solver = WITHOUT_NOISE.get(self.spec.solver, self.spec.solver)
         with torch.inference_mode(False), torch.no_grad():
-            return self._action(self._run(self._normalised(observation), noise.clone(), 0.0, None))
+            start = noise.clone().to(self.observation_mean).reshape(-1, self.noise_size)
+            action = self._action(self._run(self._normalised(observation), start, 0.0, None, solver))
+        return action.view(*observation.shape[:-1], self.spec.action_size)
+
+    def blurred_score(self, observation: Tensor, action: Tensor, width: Tensor | float) -> Tensor:
+        """Gradient ``[..., A]`` by ``action [..., A]`` of ``log (pi * N(0, width^2))``: of the density of actions with
+        noise of standard deviation ``width [..., 1]`` added, at ``observation [..., S]``; all in environment units.
+
+        It is the policy's own prediction, guidance included, at the noise level with ``sigma / alpha = width``, since
+        ``a_t / alpha`` is an action with that much noise (section 0.2): one call, where ``distribution`` takes
+        ``steps``. The nearest level is taken where the schedule has none at ``width``, so that below its lowest the
+        density stays as blurred as there. Denoised actions are kept within +-1, which those of a perfect network never
+        leave. Raises ``ValueError`` for a policy with guidance ``weight``: its network knows pairs of action and
+        weight, not actions alone.
+        """
+        if self.spec.guidance == "weight":
+            raise ValueError("this policy denoises pairs of action and weight, and has no score of the action alone")
+        size = self.spec.action_size
+        with torch.inference_mode(False), torch.no_grad():
+            rows = action.clone().to(self.observation_mean).reshape(-1, size)
+            widths = torch.as_tensor(width).to(rows).expand(*action.shape[:-1], 1).reshape(-1).clone()
+            times, known = (part.to(rows) for part in noise_widths(self.vp))
+            nearest = torch.bucketize(widths.log(), (known[1:] * known[:-1]).log() / 2)
+            t, widths = times[nearest], known[nearest, None]
+            alpha = (1 + widths.square()).rsqrt()
+            noise = self._predict(self._normalised(observation))(alpha * rows, t)
+            denoised = (rows - widths * noise).clamp(-1, 1)
+            return ((denoised - rows) / widths.square()).view(action.shape)
 
     # ------------------------------------------------------------------------------------------------ sampling
 
@@ -147,13 +184,20 @@ class DiffusionPolicy(Policy):
         start = torch.randn(shape, generator=generator, device=state.device).mul_(temperature)
         return self._run(state, start, temperature, generator)
 
-    def _run(self, state: Tensor, start: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    def _run(
+        self,
+        state: Tensor,
+        start: Tensor,
+        temperature: float,
+        generator: torch.Generator | None,
+        solver: Solver | None = None,
+    ) -> Tensor:
         spec = self.spec
         return sample(
             self._predict(state),
             start,
             self.vp,
-            spec.solver,
+            solver or spec.solver,
             spec.steps,
             temperature=temperature,
             clip=clip_denoised(spec.action_size, spec.weight_range) if spec.clip_denoised else None,
@@ -192,6 +236,15 @@ class DiffusionPolicy(Policy):
         else:
             best = merit.argmax(1)
         return x.view(len(state), count, -1)[torch.arange(len(state), device=x.device), best]
+
+
+@functools.lru_cache
+def noise_widths(vp: VP) -> tuple[Tensor, Tensor]:
+    """Times and ``sigma / alpha`` of a schedule's noise levels, from the lowest on, both ``[K]`` in float64: of all
+    levels, or where there are infinitely many of so many that neighbours differ by a thousandth."""
+    times = vp.grid(MANY_LEVELS if vp.kind == "continuous" else vp.steps)[:-1].flip(0)
+    alpha, sigma = vp.levels(times)
+    return times, sigma / alpha
 
 
 def clip_denoised(action_size: int, weight_range: tuple[float, float] | None = None) -> Clip:

@@ -19,7 +19,8 @@ TIME_SCALE = 100.0
 
 
 class EnergyNetwork(NoiseNetwork):
-    """``E(a_t [B, A], t [B], observation [B, S]) -> [B]``: layers of swish units, which give a smooth gradient.
+    """``E(a_t [B, A], t [B], observation [B, S]) -> [B]``: layers of swish units, which give a smooth gradient. Of
+    several noisy actions in each state, as ``NoiseNetwork`` takes them, ``[B, K]``.
 
     ``t`` is the time of a continuous schedule, observations come normalised, and ``hidden`` are the widths of the
     hidden layers. The output layer starts at zero, so that an untrained energy guides nowhere.

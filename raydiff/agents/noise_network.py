@@ -66,7 +66,8 @@ class _Entry(NamedTuple):
 
 
 class NoiseNetwork(nn.Module):
-    """``forward(x [B, D], t [B], condition [B, S]) -> [B, outputs]``; its one parameter is ``flat [P]``.
+    """``forward(x [B, D], t [B], condition [B, S]) -> [B, outputs]``; its one parameter is ``flat [P]``. With several
+    noisy vectors in each state, ``x [B, K, D], t [B, 1], condition [B, 1, S]``, the time is worked on once for each.
 
     Weights are drawn from ``generator``, uniformly within ``1 / sqrt(in)``, the default of ``torch.nn.Linear``.
     Raises ``ValueError`` for a spec that makes no network.
@@ -108,7 +109,8 @@ class NoiseNetwork(nn.Module):
         """Dropout acts only where its generator is given: in training, never in sampling."""
         parts = self.flat.split(self._counts)
         weights = (part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
-        time = self._time(t, weights)
+        time = self._time(t, weights).expand(*x.shape[:-1], -1)
+        condition = condition.expand(*x.shape[:-1], -1)
         if self.spec.kind == "mlp":
             return self._mlp(torch.cat([x, time, condition], -1), weights, dropout)
         return self._residual(torch.cat([x, condition, time], -1), weights, dropout)
@@ -140,7 +142,7 @@ class NoiseNetwork(nn.Module):
         yield from _linear_entries(width, self.outputs - (spec.head is not None))
 
     def _time(self, t: Tensor, weights: Iterator[Tensor]) -> Tensor:
-        scaled = t.to(self.flat.dtype)[:, None] * self.spec.time_scale
+        scaled = t.to(self.flat.dtype)[..., None] * self.spec.time_scale
         learnt = self.spec.time_features == "fourier"
         angle = scaled * (2 * math.pi * next(weights) if learnt else self.frequencies)
         hidden = self._activate(_linear(torch.cat([angle.sin(), angle.cos()], -1), weights))

@@ -102,8 +102,8 @@ class QGPO:
         return [Stage("behaviour", behaviour), Stage("critic", self.config.updates - behaviour)]
 
     def begin_stage(self, name: str, table: Any) -> None:
-        """At ``critic``, draw the support actions of all observations of ``table``. Without a table they are drawn for
-        each batch, as they are for rows that it does not hold."""
+        """From ``critic`` on, support actions of the observations of ``table`` are drawn once, when a batch first holds
+        them. Without a table they are drawn for each batch, as they are for rows that it does not hold."""
         if name not in ("behaviour", "critic"):
             raise ValueError(f"QGPO has two stages, behaviour and critic; {name} was begun")
         self._table = table if name == "critic" else None
@@ -144,10 +144,8 @@ class QGPO:
         """``contrastive_loss`` of support actions ``[B, K, A]`` with their ``value [B, K]``; all actions of a state are
         diffused to one random time, each with noise of its own."""
         noised = add_noise(action, self.vp, self._noise)
-        count = action.shape[1]
-        rows = observation.repeat_interleave(count, 0)
-        energy = self.energy(noised.x.flatten(0, 1), noised.t.repeat_interleave(count), rows)
-        return contrastive_loss(energy.view(-1, count), value, self.options.beta)
+        energy = self.energy(noised.x, noised.t[:, None], observation[:, None])
+        return contrastive_loss(energy, value, self.options.beta)
 
     # ------------------------------------------------------------------------------------------------ update
 
@@ -163,9 +161,13 @@ class QGPO:
             done, learning = self.updates - behaviour, round(rest * self.options.critic_share)
             if done < learning:
                 self._anneal(done / learning, self.critic_optimizer)
-                self._critic_step(observation, batch)
+                both = self.support(torch.cat([batch.observation, batch.next_observation]))
+                action, next_action = both.chunk(2)
+                self._critic_step(observation, batch, next_action)
+            else:
+                action = self.support(batch.observation)
             self._anneal(done / rest, self.energy_optimizer)
-            self._energy_step(observation, batch.observation)
+            self._energy_step(observation, action)
         self.updates += 1
         return dict(self._metrics)
 
@@ -175,9 +177,8 @@ class QGPO:
         self.behaviour_optimizer.minimize(loss)
         self._metrics["behaviour_loss"] = loss.detach()
 
-    def _critic_step(self, observation: Tensor, batch: Batch) -> None:
+    def _critic_step(self, observation: Tensor, batch: Batch, next_action: Tensor) -> None:
         next_observation = (batch.next_observation - self._mean) / self._std
-        next_action = self.support(batch.next_observation)
         target = self.target_value(batch.reward, next_observation, batch.terminal, next_action)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
         loss = self.critic_loss(value, target)
@@ -185,8 +186,7 @@ class QGPO:
         soft_update(self.critic_target, self.critic, self.config.tau)
         self._metrics |= {"critic_loss": loss.detach(), "value": value.detach().mean()}
 
-    def _energy_step(self, observation: Tensor, raw: Tensor) -> None:
-        action = self.support(raw)
+    def _energy_step(self, observation: Tensor, action: Tensor) -> None:
         value = self.support_values(observation, action)
         loss = self.energy_loss(observation, action, value)
         self.energy_optimizer.minimize(loss)
@@ -202,8 +202,8 @@ class QGPO:
     # ------------------------------------------------------------------------------------------------ support
 
     def support(self, observation: Tensor) -> Tensor:
-        """Support actions ``[B, K, A]`` of observations ``[B, S]`` in environment units: the stored ones, and new ones
-        where there are none."""
+        """Support actions ``[B, K, A]`` of observations ``[B, S]`` in environment units: those of the table, and new ones
+        where it holds none."""
         if self._stored is None:
             return self.sample_behaviour(observation, self._noise)
         action, found = self._stored(observation)
@@ -218,27 +218,32 @@ class QGPO:
             self._stored = None
             return
         rows = self._table.split(self._table.records)
-        generator = torch.Generator(self.config.device).manual_seed(int(self._support_seed))
         self._stored = SupportActions(
             torch.cat([rows.observation, rows.next_observation]),
-            lambda observation: self.sample_behaviour(observation, generator),
+            (self.options.support_actions, self.spec.action_size),
+            int(self._support_seed),
+            self.behaviour_actions,
         )
 
-    @torch.no_grad()
     def sample_behaviour(self, observation: Tensor, generator: torch.Generator) -> Tensor:
         """``K`` actions of the behaviour model ``[B, K, A]``, within ±1, for observations ``[B, S]`` in environment
         units."""
-        rows = ((observation - self._mean) / self._std).repeat_interleave(self.options.support_actions, 0)
-        noise = torch.randn(len(rows), self.spec.action_size, generator=generator, device=rows.device)
+        shape = len(observation), self.options.support_actions, self.spec.action_size
+        return self.behaviour_actions(observation, torch.randn(shape, generator=generator, device=observation.device))
+
+    @torch.no_grad()
+    def behaviour_actions(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """The same, made of the initial ``noise [B, K, A]``."""
+        rows = ((observation - self._mean) / self._std)[:, None]
         drawn = sample(
-            lambda x, t: self.behaviour(x, t, rows),
+            lambda x, t: self.behaviour(x, t[:, None], rows),
             noise,
             self.vp,
             self.spec.solver,
             self.options.support_steps,
             clip=clip_denoised(self.spec.action_size) if self.options.clip_denoised else None,
         )
-        return drawn.clamp_(-1, 1).unflatten(0, (len(observation), -1))
+        return drawn.clamp_(-1, 1)
 
     # ------------------------------------------------------------------------------------------------ policy
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from raydiff.agents.expectile import expectile_loss
 from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.rates import cosine
 from raydiff.agents.state import Part
@@ -22,11 +23,6 @@ ValueLoss = Literal["expectile", "linex"]
 
 LINEX_CLIP = math.log(6)
 """Largest exponent in the gradient of the linex regression (section E.4)."""
-
-
-def expectile_loss(advantage: Tensor, expectile: float) -> Tensor:
-    """``|tau - 1[u < 0]| u^2`` of each ``advantage [B]``, target less estimate (Kostrikov et al. 2021, equation 3)."""
-    return torch.where(advantage < 0, 1 - expectile, expectile) * advantage.square()
 
 
 def linex_loss(advantage: Tensor, alpha: float) -> Tensor:

@@ -17,8 +17,11 @@ from raydiff.agents.registry import ALGORITHMS
 from raydiff.comparison.runs import MINARI, Run
 from raydiff.envs.registry import ALIASES
 from raydiff.figures import pretty
+from raydiff.metrics import Record
 
-_IGNORED = frozenset({"name", "output", "data.cache", "cluster.address", "cluster.wait", "cluster.timeout_s"})
+_IGNORED = frozenset(
+    {"name", "output", "data.cache", "cluster.address", "cluster.wait", "cluster.timeout_s", "learner.seeds"}
+)
 _DATA = ("data.dataset", "data.file", "data.environment", "data.version", "data.level", "data.transitions")
 _GENERATION = (  # sections that act on synthetic data alone
     "audit.",
@@ -53,12 +56,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm of one run: a learner trained once."""
+    """One seed of one arm of one run: a learner trained once."""
 
     run: Run
     arm: str
     task: Task
     seed: int
+
+    @property
+    def records(self) -> list[Record]:
+        """Those of the run that are not of another seed."""
+        return [record for record in self.run.records if record.get("seed") in (None, self.seed)]
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,12 @@ class Comparison:
         """The condition that an arm of a run belongs to, also where another run of its seed counts."""
         trial = next((t for t in self.repeated if t.run is run and t.arm == arm), None)
         for condition in self.conditions:
-            own = any(t.run is run for t in condition.trials)
-            if condition.arm == arm and (own or (trial and _own(trial, self.task_settings) == condition.settings)):
+            own = any(t.run is run and t.arm == arm for t in condition.trials)
+            if own or (
+                trial is not None
+                and condition.arm == _kinds(run)[arm]
+                and _own(trial, self.task_settings) == condition.settings
+            ):
                 return condition
         raise KeyError(arm)
 
@@ -129,15 +141,16 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Group the arms of all runs into conditions."""
     tasks = _tasks(runs)
     trials = [
-        Trial(run, arm, task, int(run.arm_settings(arm).get("seed") or 0))
+        Trial(run, arm, task, seed)
         for run, task in zip(runs, tasks, strict=True)
         for arm in run.arms
+        for seed in run.seeds(arm)
     ]
     bound = _task_settings(trials)
     groups: dict[tuple[str, str], list[Trial]] = {}
     repeated: list[Trial] = []
     for trial in trials:
-        group = groups.setdefault((trial.arm, repr(sorted(_own(trial, bound).items()))), [])
+        group = groups.setdefault((_kinds(trial.run)[trial.arm], repr(sorted(_own(trial, bound).items()))), [])
         known = any((other.task, other.seed) == (trial.task, trial.seed) for other in group)
         (repeated if known else group).append(trial)
     arms = list(dict.fromkeys(arm for arm, _ in groups))
@@ -149,6 +162,19 @@ def compare(runs: Sequence[Run]) -> Comparison:
         for special, values, alike in zip(_special(settings, own), settings, own, strict=True):
             conditions.append(Condition(arm, special, values, alike))
     return Comparison(tuple(runs), tuple(tasks), tuple(conditions), bound, tuple(repeated))
+
+
+def _kinds(run: Run) -> dict[str, str]:
+    """What the condition of each arm of a run is called: arms that differ in nothing but their seed are of one kind,
+    that of the run's own where its settings are theirs, else called like the first without its seed."""
+    own = next((arm for arm in run.arms if arm not in run.changes), None)
+    names = {} if own is None else {"[]": own}
+    kinds: dict[str, str] = {}
+    for arm in run.arms:
+        changes = dict(run.changes.get(arm, {}))
+        name = arm.removesuffix(f"_{changes.pop('seed')}") if "seed" in changes else arm
+        kinds[arm] = names.setdefault(repr(sorted(changes.items())), name or arm)
+    return kinds
 
 
 def _own(trial: Trial, bound: Mapping[str, Any]) -> dict[str, Any]:

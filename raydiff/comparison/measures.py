@@ -72,7 +72,7 @@ def score_key(task: Task) -> str:
 def score_curve(trial: Trial) -> Curve | None:
     """Evaluations of one trial, with their intervals over episodes."""
     key = score_key(trial.task)
-    points = [(r["update"], r[key]) for r in evaluations(trial.run.records, trial.arm, key)]
+    points = [(r["update"], r[key]) for r in evaluations(trial.records, trial.arm, key)]
     if not points:
         return None
     columns = [(u, v["mean"], bound(v, "low"), bound(v, "high")) for u, v in points]
@@ -81,19 +81,19 @@ def score_curve(trial: Trial) -> Curve | None:
 
 def error_curve(trial: Trial) -> Curve | None:
     """One-step error of audited synthetic transitions, as a share of persistence."""
-    audits = select(trial.run.records, "audit", trial.arm)
+    audits = select(trial.records, "audit", trial.arm)
     return _binned([(r["update"], ratio) for r in audits if (ratio := error_ratio(r)) is not None], trial)
 
 
 def deviation_curve(trial: Trial) -> Curve | None:
     """Squared distance of synthetic actions from the policy they were made for, but for the warm-up's."""
-    blocks = [r for r in select(trial.run.records, "block", trial.arm) if not is_warmup(r)]
+    blocks = [r for r in select(trial.records, "block", trial.arm) if not is_warmup(r)]
     return _binned([(r["update"], r["deviation"]) for r in blocks if r.get("deviation") is not None], trial)
 
 
 def lag_curve(trial: Trial) -> Curve | None:
     """Mean policy lag of the sampled batches, in updates."""
-    chunks = select(trial.run.records, "train", trial.arm)
+    chunks = select(trial.records, "train", trial.arm)
     return _binned(
         [(r["update"], mean) for r in chunks if (mean := (r.get("lag") or {}).get("mean")) is not None], trial
     )
@@ -119,18 +119,18 @@ def rates(trial: Trial) -> dict[str, float | None]:
 
     ``trajectories`` are new and refreshed ones that were delivered in that time; None without generators.
     """
-    records, arm = trial.run.records, trial.arm
+    records, arm, own = trial.run.records, trial.arm, trial.records  # time is shared by seeds that are trained at once
     span = training_span(records, arm)
     if span is None or span[1] <= span[0]:
         return dict.fromkeys(RATES)
     seconds = span[1] - span[0]
-    blocks = [(r, pair) for r in select(records, "block", arm) if (pair := interval(r)) is not None]
+    blocks = [(r, pair) for r in select(own, "block", arm) if (pair := interval(r)) is not None]
     made = sum(int(r["trajectories"]) for r, pair in blocks if span[0] < pair[1] <= span[1])
     settings = trial.run.arm_settings(arm)
     paced = settings.get("schedule.kind", "continuous") == "continuous"  # the others have no samples per insert
     target = settings.get("replay.samples_per_insert") if paced else None
     return {
-        "updates": sum(int(r["updates"]) for r in select(records, "train", arm)) / seconds,
+        "updates": sum(int(r["updates"]) for r in select(own, "train", arm)) / seconds,
         "trajectories": made / seconds if blocks else None,
         "overlap": overlap_fraction(records, arm, target),
         "waiting": learner_wait_fraction(records, arm),
@@ -175,7 +175,7 @@ def final_means(condition: Condition, task: Task, key: str) -> dict[int, float]:
 
 def final(trial: Trial, key: str) -> Mapping[str, Any] | None:
     """The final evaluation of one trial: mean, low, high and episodes."""
-    found = [r[key] for r in select(trial.run.records, "evaluate", trial.arm) if r.get("final") and r.get(key)]
+    found = [r[key] for r in select(trial.records, "evaluate", trial.arm) if r.get("final") and r.get(key)]
     return found[-1] if found and found[-1].get("mean") is not None else None
 
 
@@ -200,7 +200,7 @@ def _binned(points: Points, trial: Trial) -> Curve | None:
     """Means over parts of the run, with intervals over the points of each part; parts without points are left out."""
     if not points:
         return None
-    length = max((float(r["update"]) for r in select(trial.run.records, "train", trial.arm)), default=0.0)
+    length = max((float(r["update"]) for r in select(trial.records, "train", trial.arm)), default=0.0)
     length = max(length, *(update for update, _ in points), 1.0)
     parts: dict[int, list[float]] = {}
     for update, value in points:

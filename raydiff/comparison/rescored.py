@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from raydiff.checkpoint import arm_and_seed, part_name
 from raydiff.comparison.cautions import cautions
 from raydiff.comparison.conditions import Comparison, Condition, Task, compare
 from raydiff.comparison.measures import SEED, final_means, final_scores, score_key
@@ -25,7 +26,7 @@ RESAMPLES = 50_000  # as section J has it for tables that are quoted
 
 
 def rescored(run: Run, played: Mapping[str, Played]) -> Run:
-    """The run with what was played now in place of its records: one final evaluation for each arm.
+    """The run with what was played now in place of its records: one final evaluation for each arm, or each of its seeds.
 
     Its own settings of evaluation do not act any more, and so set no conditions apart.
     """
@@ -34,7 +35,7 @@ def rescored(run: Run, played: Mapping[str, Played]) -> Run:
         arm: {key: value for key, value in own.items() if not key.startswith("evaluation.")}
         for arm, own in run.changes.items()
     }
-    records = [policy.record(arm) for arm, policy in played.items()]
+    records = [policy.record(*arm_and_seed(name)) for name, policy in played.items()]
     return replace(run, settings=settings, changes=changes, records=records)
 
 
@@ -60,8 +61,9 @@ def _policies(comparison: Comparison, played: Mapping[str, Mapping[str, Played]]
     rows: list[dict[str, Any]] = []
     for condition in comparison.conditions:
         for trial in condition.trials:
-            own, record = played[trial.run.name][trial.arm], trial.run.records
-            scores = next(r for r in record if r["arm"] == trial.arm)
+            policies = played[trial.run.name]
+            own = policies.get(part_name(trial.arm, trial.seed)) or policies[trial.arm]
+            scores = next(r for r in trial.records if r["arm"] == trial.arm)
             rows.append({
                 "run": str(trial.run.folder), "arm": trial.arm, "condition": condition.label, **asdict(trial.task),
                 "seed": trial.seed, "update": own.version, "random": own.random,

@@ -55,6 +55,12 @@ class Run:
         found = (self.summary.get("versions") or {}).get(package)
         return None if found is None else str(found)
 
+    def seeds(self, arm: str) -> list[int]:
+        """The seeds of an arm: those that its records name where several were trained at once, else that of its
+        settings."""
+        found = sorted({int(r["seed"]) for r in self.records if r.get("arm") == arm and r.get("seed") is not None})
+        return found or [int(self.arm_settings(arm).get("seed") or 0)]
+
     def arm_settings(self, arm: str) -> dict[str, Any]:
         """Dotted settings of one arm: those of the run with the arm's own changes."""
         return self.settings | self.changes.get(arm, {})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files
+from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files, policy_of
 from raydiff.config import Config, GuidanceConfig
 from raydiff.data.dataset import Dataset
 from raydiff.data.source import load_dataset, open_dataset
@@ -182,8 +182,9 @@ def _check_sizes(path: str, observation_size: int, action_size: int, spec: Envir
 
 
 def _own_policy(run: Path, arm: str, config: Config | None) -> Acting | None:
-    path = policy_files(run).get(arm)
-    return Acting(load_policy(path), _required(config).guidance.delta) if path is not None else None
+    found = policy_files(run)
+    name = policy_of(found, arm)
+    return Acting(load_policy(found[name]), _required(config).guidance.delta) if name is not None else None
 
 
 def _acting(path: Path) -> Acting:
@@ -197,7 +198,7 @@ def _acting(path: Path) -> Acting:
     if not found or not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run with a policy: checkpoints/ARM{POLICY_SUFFIX} or config.yaml is missing.")
     config = load_config(path / "config.yaml")
-    return Acting(load_policy(found.get(main_arm(config), next(iter(found.values())))), config.guidance.delta)
+    return Acting(load_policy(found[policy_of(found, main_arm(config)) or next(iter(found))]), config.guidance.delta)
 
 
 def _required(config: Config | None) -> Config:

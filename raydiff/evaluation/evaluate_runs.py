@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from raydiff.agents.policy import Policy
-from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files
+from raydiff.checkpoint import POLICY_SUFFIX, arm_and_seed, load_policy, policy_files
 from raydiff.envs.registry import environment_spec
 from raydiff.errors import RunFailed, UserError
 from raydiff.evaluation.rollout import rollout_returns
@@ -62,12 +62,14 @@ class Played:
     returns: np.ndarray
     lengths: np.ndarray
 
-    def record(self, arm: str) -> Record:
-        """The record that a run would have written of this as its final evaluation."""
+    def record(self, arm: str, seed: int | None = None) -> Record:
+        """The record that a run would have written of this as its final evaluation; with the ``seed`` where the arm has
+        several."""
         normalized, raw = score_returns(self.returns, self.environment, 0)
         return {
             "kind": "evaluate",
             "arm": arm,
+            **({"seed": seed} if seed is not None else {}),
             "update": self.version,
             "final": True,
             "returns": [float(value) for value in self.returns],
@@ -77,7 +79,8 @@ class Played:
 
 
 def last_policies(run: Path, arms: Sequence[str] = ()) -> dict[str, PolicyBlob]:
-    """The last policy of every finished arm of a run, or of those of ``arms`` that it has.
+    """The last policy of every finished arm of a run, or of those of ``arms`` that it has; of an arm of several seeds
+    that of each, as ``ARM@seedS``.
 
     Raises ``UserError`` where a run has none, or none of them, and for damaged files.
     """
@@ -87,7 +90,7 @@ def last_policies(run: Path, arms: Sequence[str] = ()) -> dict[str, PolicyBlob]:
             f"{run} has no last policy (checkpoints/ARM{POLICY_SUFFIX}): none of its arms has ended. Let the run end, or "
             "leave it out."
         )
-    chosen = [arm for arm in found if not arms or arm in arms]
+    chosen = [name for name in found if not arms or name in arms or arm_and_seed(name)[0] in arms]
     if not chosen:
         near = [name for arm in arms for name in difflib.get_close_matches(arm, found, n=1)]
         raise UserError(

@@ -55,6 +55,14 @@ def bootstrap_interval(values: ArrayLike, seed: int, confidence: float = 0.95, r
     return Interval(float(sample.mean()), low, high, sample.size)
 
 
+def over_seeds(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean over seeds ``values [n]`` for records and summaries: its 95 % interval ``low .. high`` over them (None where
+    no spread can be known), its ``standard_error``, and how many ``seeds`` there are."""
+    found = mean_over_runs([values], 0)
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return {"mean": found.value, "low": found.low, "high": found.high, "standard_error": error, "seeds": found.runs}
+
+
 def iqm(scores: ArrayLike) -> float:
     """Interquartile mean: the mean without the lowest and the highest quarter, ``floor(n / 4)`` scores each."""
     return float(stats.trim_mean(_sample(scores), _QUARTER))

@@ -24,7 +24,7 @@ from raydiff.generators.api import GeneratedTrajectories, action_agreement, keye
 from raydiff.generators.dydiff_refine import Act, FixedActions, RowActions, iterate, roll_out, stop_at_terminals
 from raydiff.generators.filter import reward_filter
 from raydiff.generators.sampling import Sampling, churn_of
-from raydiff.guidance.api import ActionDistribution
+from raydiff.guidance.api import ActionDistribution, DrawnActions
 from raydiff.types import Trajectories
 
 
@@ -96,10 +96,13 @@ class DyDiffGenerator:
         shape = (n, self.bundle.length, self.bundle.action_size)
         if policy is None:
             return FixedActions(torch.rand(shape, generator=generator, device=self.device).mul_(2).sub_(1))
-        noise = None
-        if self.config.dydiff.sample_actions and not policy.deterministic:
-            noise = torch.randn(shape, generator=generator, device=self.device)
-        return RowActions(policy, noise)
+        if not self.config.dydiff.sample_actions:
+            return RowActions(policy, None)
+        if isinstance(policy, DrawnActions):
+            shape = (*shape[:2], policy.noise_size)
+        elif policy.deterministic:
+            return RowActions(policy, None)
+        return RowActions(policy, torch.randn(shape, generator=generator, device=self.device))
 
     def _step(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
         return self.ensemble.step(observation, action, generator, sample=self.config.rollout.sample)[0]

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raydiff.guidance.api import ActionDistribution
+from raydiff.guidance.api import ActionDistribution, DrawnActions
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """``step(observation [n, S], action [n, A]) -> next observation [n, S]``: a one-step model."""
@@ -24,8 +24,9 @@ class RowActions:
     """The actions of a policy in the rows of trajectories, as a function of the states alone.
 
     A row's action is ``mean(s) + std(s) * noise`` with the row's own standard normal ``noise [n, L, A]``, clipped to
-    +-1; None takes the mean. The noise stays the same through all iterations: drawn anew in each, the actions would
-    never fit the states that the model gave for the last ones.
+    +-1, or what a diffusion policy makes of its noise ``[n, L, D]``; None takes the mean. The noise stays the same
+    through all iterations: drawn anew in each, the actions would never fit the states that the model gave for the last
+    ones.
     """
 
     def __init__(self, policy: ActionDistribution, noise: Tensor | None) -> None:
@@ -33,9 +34,12 @@ class RowActions:
 
     def __call__(self, states: Tensor, first: int = 0) -> Tensor:
         """Actions ``[n, R, A]`` for ``states [n, R, S]``, which are those of the rows from ``first`` on."""
+        noise = None if self.noise is None else self.noise[:, first : first + states.shape[1]]
+        if noise is not None and isinstance(self.policy, DrawnActions):
+            return self.policy.draw(states, noise)
         mean, variance = self.policy.distribution(states)
-        if variance is not None and self.noise is not None:
-            mean = torch.addcmul(mean, variance.sqrt(), self.noise[:, first : first + states.shape[1]])
+        if variance is not None and noise is not None:
+            mean = torch.addcmul(mean, variance.sqrt(), noise)
         return mean.clamp(-1.0, 1.0)
 
 

@@ -11,7 +11,7 @@ from raydiff.dynamics.ensemble import GaussianEnsemble
 from raydiff.dynamics.reward import RewardModel
 from raydiff.dynamics.termination import termination_of
 from raydiff.generators.api import GeneratedTrajectories, action_agreement, keyed_generator
-from raydiff.guidance.api import ActionDistribution
+from raydiff.guidance.api import ActionDistribution, DrawnActions
 from raydiff.types import Trajectories
 
 
@@ -46,9 +46,9 @@ class RolloutGenerator:
     ) -> GeneratedTrajectories:
         """``n`` trajectories of ``policy`` from states drawn uniformly: rows ``[n, horizon+1, S+A+2]``.
 
-        Actions are drawn from a Gaussian policy, and are the mean of a deterministic one; without a policy they are
-        uniform within +-1. A trajectory that has terminated repeats its last state. One that leaves all bounds keeps
-        the state that is not finite, by which ``validate`` drops it.
+        Actions are drawn from a Gaussian or a diffusion policy, and are the mean of a deterministic one; without a
+        policy they are uniform within +-1. A trajectory that has terminated repeats its last state. One that leaves all
+        bounds keeps the state that is not finite, by which ``validate`` drops it.
         """
         generator, horizon = keyed_generator(key, self.device), self.config.rollout.horizon
         state = self.starts[torch.randint(len(self.starts), (n,), generator=generator, device=self.device)]
@@ -77,6 +77,9 @@ class RolloutGenerator:
         if policy is None:
             shape = (len(state), self.ensemble.action_size)
             return torch.rand(shape, generator=generator, device=self.device).mul_(2).sub_(1)
+        if isinstance(policy, DrawnActions):
+            noise = torch.randn((len(state), policy.noise_size), generator=generator, device=self.device)
+            return policy.draw(state, noise)
         mean, variance = policy.distribution(state)
         if variance is not None:
             noise = torch.randn(mean.shape, generator=generator, device=self.device)

@@ -30,6 +30,26 @@ class Critic(Protocol):
     def value_gradient(self, observation: Tensor, action: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class OwnScore(Protocol):
+    """A policy that knows the score of its own law with noise added, all in environment units:
+    ``blurred_score(observation [..., S], action [..., A], width [..., 1])`` is the gradient ``[..., A]`` by ``action``
+    of the log density of its actions with noise of standard deviation ``width``."""
+
+    def blurred_score(self, observation: Tensor, action: Tensor, width: Tensor | float) -> Tensor: ...
+
+
+@runtime_checkable
+class DrawnActions(Protocol):
+    """A policy that has no law in closed form, but draws: ``draw(observation [..., S], noise [..., D])`` gives actions
+    ``[..., A]`` in environment units as a function of standard normal noise of ``noise_size`` D entries."""
+
+    @property
+    def noise_size(self) -> int: ...
+
+    def draw(self, observation: Tensor, noise: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Guidance as arguments of a solver.

@@ -7,16 +7,14 @@ The score of ``p(x) exp(beta Q)`` at a noise level needs ``E = log E[exp(beta Q(
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
+from raydiff.agents.closed_form import closed_form_gradient
 from raydiff.config import GuidanceConfig
 from raydiff.data.normalizer import TrajectoryNormalizer
 from raydiff.guidance.api import Critic
 from raydiff.guidance.columns import ActionColumns
-from raydiff.guidance.schedule import TINY, posterior_variance
+from raydiff.guidance.schedule import posterior_variance
 from raydiff.guidance.value import ActionValueGradient
 
 
@@ -41,23 +39,10 @@ class EnergyGuidance:
 
     def gradient(self, denoised: Tensor, variance: float) -> Tensor:
         """``dE/dmu [B, L, A]`` at the denoised, normalised actions, for the posterior variance ``V``."""
-        beta, observation = self.config.beta, self.columns.observation(denoised)
+        observation = self.columns.observation(denoised)
+
+        def slope(u: Tensor) -> Tensor:
+            return self.value_gradient(observation, u)
+
         u = self.columns.normalised(denoised)
-        gradient = self.value_gradient(observation, u)
-        norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-        direction = gradient / (norm + TINY)
-        bend = self._curvature(observation, u, direction, math.sqrt(variance))
-        spread = beta**2 * variance * norm * bend
-        if self.config.damped:
-            kappa = -(direction * bend).sum(-1, keepdim=True)
-            spread = spread / (1.0 + beta * variance * kappa.clamp_min(0.0))
-        return beta * gradient + spread
-
-    def _curvature(self, observation: Tensor, u: Tensor, direction: Tensor, width: float) -> Tensor:
-        """The Hessian of ``Q`` times ``direction [B, L, A]``, as the gradient's change over ``width`` to both sides.
-
-        The width is that of the posterior: a network of ReLUs has no curvature at a point, only over a distance.
-        """
-        ahead = self.value_gradient(observation, u + width * direction)
-        behind = self.value_gradient(observation, u - width * direction)
-        return (ahead - behind) / (2.0 * width)
+        return closed_form_gradient(slope, u, variance, self.config.beta, damped=self.config.damped)

@@ -14,9 +14,18 @@ one more denoised sample.
 
 ``score_exact``: for jointly Gaussian data with independent actions, the exact score of ``p(tau) pi(a | s)^strength``
 at every noise level; bounded, and the strength means the same whatever the number of steps or actions.
+
+A diffusion policy has no density in closed form. With ``guidance.diffusion_policy=surrogate`` a Gaussian of standard
+deviation ``delta`` round its deterministic path stands for it; with ``own_score`` its network gives the score of its
+own law with noise added, of standard deviation ``delta`` in the first three modes. ``score_exact`` needs no ``delta``:
+the exact term is the gradient of ``log E[pi^strength]`` over the posterior ``N(u, S)`` of a clean action, and at
+strength 1 that is the log density of the policy's actions with noise of variance ``S``, whatever their law. At any
+strength, of ``strength`` times that with variance ``strength S``, which is exact for Gaussian policies too.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -24,12 +33,13 @@ from torch import Tensor
 from raydiff.config import GuidanceConfig
 from raydiff.data.normalizer import TrajectoryNormalizer
 from raydiff.diffusion.samplers import Denoise
-from raydiff.guidance.api import ActionDistribution
+from raydiff.guidance.api import ActionDistribution, OwnScore
 from raydiff.guidance.columns import ActionColumns
 from raydiff.guidance.schedule import TINY, paper_strengths, posterior_variance, unit_norm
 
 VARIANCE_RANGE = (1e-3, 1e3)
 RESIDUAL_LIMIT = 4.0
+MOST_RATIO = 8.0  # between the widths of noise that the actions of one row are given
 
 
 class PolicyGuidance:
@@ -54,6 +64,7 @@ class PolicyGuidance:
         if config.mode == "paper_code" and denoise is None:
             raise ValueError("guidance.mode=paper_code needs the denoiser: it evaluates one more sample in every step")
         self.policy, self.config, self.denoise = policy, config, denoise
+        self.own = policy if config.diffusion_policy == "own_score" and isinstance(policy, OwnScore) else None
         self.columns = ActionColumns(normalizer)
         self.strengths = paper_strengths(config.strength, config.cosine, steps, start)
 
@@ -102,6 +113,8 @@ class PolicyGuidance:
     def _score_exact(self, sigma: float, denoised: Tensor) -> Tensor:
         """``D + sigma^2 G`` with ``sigma^2 G = lambda S r / (v + lambda S)``, where ``S = sigma^2 / (1 + sigma^2)`` is
         the posterior variance of a standardised action, ``r`` and ``v`` the policy's residual and variance."""
+        if self.own is not None:
+            return self._own_score_exact(self.own, sigma, denoised)
         residual, variance, slope = self._residual(denoised)
         posterior = self.config.strength * posterior_variance(sigma)
         if self.columns.squashed:  # tanh linearised at the denoised action; both limits guard its flat ends
@@ -111,10 +124,42 @@ class PolicyGuidance:
         variance = (variance / slope.square().clamp_min(TINY)).clamp_(*VARIANCE_RANGE)
         return self.columns.add(denoised, residual.mul_(posterior / variance.add_(posterior)))
 
+    def _own_score_exact(self, policy: OwnScore, sigma: float, denoised: Tensor) -> Tensor:
+        """The same with ``sigma^2 G = lambda S`` times the score of the policy's law with noise of variance
+        ``lambda S``: the policy's denoiser, applied to the denoised action."""
+        observation = self.columns.observation(denoised)
+        action, slope = self.columns.environment(self.columns.normalised(denoised))
+        spread = self.config.strength * posterior_variance(sigma)
+        pull = _score_at_widths(policy, observation, action, slope * math.sqrt(spread)).mul_(spread * slope)
+        if self.columns.squashed:
+            pull.clamp_(-RESIDUAL_LIMIT, RESIDUAL_LIMIT)
+        return self.columns.add(denoised, pull)
+
     def _residual(self, denoised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In environment units: policy mean minus action ``[B, L, A]``, variance and ``da/du`` (broadcastable)."""
-        mean, variance = self.policy.distribution(self.columns.observation(denoised))
+        observation, delta = self.columns.observation(denoised), self.config.delta
         action, slope = self.columns.environment(self.columns.normalised(denoised))
-        if variance is None:
-            variance = slope.new_full((1,), self.config.delta**2)
-        return mean - action, variance, slope
+        wide = slope.new_full((1,), delta**2)
+        if self.own is not None:  # what a Gaussian of that variance would have for this score
+            return self.own.blurred_score(observation, action, delta).mul_(wide), wide, slope
+        mean, variance = self.policy.distribution(observation)
+        return mean - action, wide if variance is None else variance, slope
+
+
+def _score_at_widths(policy: OwnScore, observation: Tensor, action: Tensor, width: Tensor) -> Tensor:
+    """Score ``[..., A]`` of the policy's law with noise of standard deviation ``width [..., A]``.
+
+    Policies have noise that is the same for all actions of a row, so they are asked at its smallest and its largest
+    width. Between the two the inverse of a Gaussian's score is linear in ``width^2``, and so it is read off.
+    """
+    width = width.expand_as(action)
+    high = width.amax(-1, keepdim=True)
+    low = torch.maximum(width.amin(-1, keepdim=True), high / MOST_RATIO)
+    if torch.equal(low, high):
+        return policy.blurred_score(observation, action, high)
+    states, actions = torch.stack([observation, observation]), torch.stack([action, action])
+    near, far = policy.blurred_score(states, actions, torch.stack([low, high]))
+    share = ((width.square() - low.square()) / (high.square() - low.square()).clamp_min(TINY)).clamp_(0, 1)
+    product = near * far
+    straight = torch.lerp(near, far, share)  # where the two point in opposite directions
+    return torch.where(product > 0, product / torch.lerp(far, near, share), straight)

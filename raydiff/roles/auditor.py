@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from raydiff.envs.registry import environment_of
 from raydiff.evaluation.audit_data import AuditData
 from raydiff.evaluation.audit_report import Measures
 from raydiff.evaluation.yardstick import Yardstick
+from raydiff.replay.block import parts_of
 from raydiff.seeds import key_seed
 from raydiff.types import PolicyBlob, Trajectories, Transitions
 
@@ -53,6 +55,12 @@ class AuditReport:
         }
 
 
+def joint_error(reports: Sequence[AuditReport]) -> float | None:
+    """Mean error over the seeds of a block, which the automatic strength is held against."""
+    errors = [report.error for report in reports if report.error is not None]
+    return float(np.mean(errors)) if errors else None
+
+
 class Auditor:
     """Keeps one simulator and the floor, which is measured at construction. Audits change nothing in it.
 
@@ -68,11 +76,21 @@ class Auditor:
             environment, real, config.rows - 1, config.audit, key_seed(config.seed, "audit"), _FLOOR_FACTOR
         )
 
-    def audit(self, rows: np.ndarray, block: int, refreshed: bool, policy: PolicyBlob | None = None) -> AuditReport:
+    def audit_all(
+        self, rows: np.ndarray, sizes: Sequence[int], block: int, refreshed: bool, policies: Sequence[PolicyBlob]
+    ) -> tuple[AuditReport, ...]:
+        """``audit`` the part of each seed of a block, against the policy of that seed. The floor is one for all: that
+        of the first seed."""
+        parts = zip(parts_of(rows, sizes), policies, strict=True)
+        return tuple(self.audit(part, block, refreshed, policy, member) for member, (part, policy) in enumerate(parts))
+
+    def audit(
+        self, rows: np.ndarray, block: int, refreshed: bool, policy: PolicyBlob | None = None, member: int = 0
+    ) -> AuditReport:
         """Audit a block ``rows [n, L, C]``; the steps, trajectories and rows to look at are drawn by its number."""
         start = time.time()
         data = AuditData.of_trajectories(Trajectories(rows, self.size, rows.shape[2] - self.size - 2))
-        seed = key_seed(self.config.seed, "audit", block)
+        seed = key_seed(self.config.seed + member, "audit", block)
         floor, version = self.yardstick.floor, None
         if policy is None:
             measures = self.yardstick.measure(data, seed)

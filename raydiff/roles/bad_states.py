@@ -10,7 +10,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raydiff.agents.api import Agent, Stage
-from raydiff.agents.registry import build_agent
+from raydiff.agents.api import Stage
+from raydiff.agents.members import Members, build_members, part_of
+from raydiff.checkpoint import part_name
 from raydiff.config import Config
 from raydiff.files import whole_file
 from raydiff.guidance.build import needs_critic
@@ -36,19 +37,25 @@ HEADER = "bad_update"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an agent is built from: the settings, and mean and standard deviation ``[S]`` of the real observations."""
+    """What the agents of all seeds are built from: the settings, and mean and standard deviation ``[S]`` of the real
+    observations."""
 
     config: Config
     observation_mean: np.ndarray
     observation_std: np.ndarray
     action_size: int
 
-    def build(self) -> Agent:
+    def build(self) -> Members:
         config, size = self.config, len(self.observation_mean)
-        return build_agent(
+        return build_members(
             config.learner, size, self.action_size, self.observation_mean, self.observation_std,
-            key_seed(config.seed, "agent"), needs_critic(config.guidance),
+            [key_seed(seed, "agent") for seed in config.seeds], needs_critic(config.guidance),
         )  # fmt: skip
+
+    def alone(self, member: int) -> Recipe:
+        """That of one seed as a run of its own."""
+        values = {"seed": self.config.seeds[member], "learner": self.config.learner.model_copy(update={"seeds": 1})}
+        return replace(self, config=self.config.model_copy(update=values))
 
 
 class BadUpdate(FloatingPointError):
@@ -66,8 +73,10 @@ class BadUpdate(FloatingPointError):
         return self.what
 
     def save(self, run: Path, arm: str) -> Path:
-        """Write it to the run's folder as ``bad_states/ARM-update-N.safetensors``, atomically. Raises ``OSError``."""
-        path = run / FOLDER / f"{arm}-update-{self.header['update']}.safetensors"
+        """Write it to the run's folder as ``bad_states/ARM-update-N.safetensors``, atomically; ``ARM@seedS`` where several
+        seeds were trained. Raises ``OSError``."""
+        name = part_name(arm, self.header["config"]["seed"] if self.header["seeds"] > 1 else None)
+        path = run / FOLDER / f"{name}-update-{self.header['update']}.safetensors"
         with whole_file(path) as part:
             save_file(self.tensors, part, metadata={HEADER: json.dumps(self.header)})
         return path
@@ -90,16 +99,22 @@ class Rewind:
     def __init__(self) -> None:
         self._spans: deque[_Span] = deque(maxlen=2)
 
-    def keep(self, agent: Agent, update: int, stage: int, batches: Sequence[Batch]) -> None:
+    def keep(self, agent: Members, update: int, stage: int, batches: Sequence[Batch]) -> None:
         """Before the updates on ``batches``."""
         if not self._spans or len(self._spans[-1].batches) >= _FEWEST:
             self._spans.append(_Span(agent.state_dict(), update, stage, []))
         self._spans[-1].batches += batches
 
-    def find(self, recipe: Recipe, stages: Sequence[Stage], table: Table, arm: str) -> BadUpdate | None:
+    def find(
+        self, recipe: Recipe, stages: Sequence[Stage], table: Table, arm: str, member: int = 0
+    ) -> BadUpdate | None:
         """Repeat what is kept until the first update after which a metric or an entry of the state is not finite; None
-        where nothing goes wrong this time, as sums on a GPU come in no fixed order."""
-        spans = list(self._spans)
+        where nothing goes wrong this time, as sums on a GPU come in no fixed order. Of several seeds, that of number
+        ``member`` is repeated, alone."""
+        spans, seeds = list(self._spans), recipe.config.learner.seeds
+        if seeds > 1:
+            spans = [_span_of(span, recipe, stages, table, member) for span in spans]
+            recipe, arm = recipe.alone(member), f"{arm}, seed {recipe.config.seeds[member]}"
         start = next((i for i in reversed(range(len(spans))) if not _broken(spans[i].state)), 0)
         agent, update, stage = recipe.build(), spans[start].update, spans[start].stage
         if stage >= 0:
@@ -114,8 +129,18 @@ class Rewind:
             bad = _broken(metrics) or [name for name in _broken(agent.state_dict()) if name not in _broken(before)]
             update += 1
             if bad:
-                return _bad_update(recipe, stages[stage].name, update, bad, metrics, before, batch, arm)
+                return _bad_update(recipe, stages[stage].name, update, bad, metrics, before, batch, arm, seeds)
         return None
+
+
+def _span_of(span: _Span, recipe: Recipe, stages: Sequence[Stage], table: Table, member: int) -> _Span:
+    """One seed's part of a span, as it would be if that seed were trained alone."""
+    members = recipe.build()
+    if span.stage >= 0:
+        members.begin_stage(stages[span.stage].name, table)
+    members.load_state_dict(span.state)
+    state = members.member_state(member)
+    return _Span(state, span.update, span.stage, [part_of(batch, member) for batch in span.batches])
 
 
 def non_finite(values: Mapping[str, Tensor]) -> dict[str, int]:
@@ -133,13 +158,14 @@ def _bad_update(
     before: Mapping[str, Tensor],
     batch: Batch,
     arm: str,
+    seeds: int,
 ) -> BadUpdate:
     fields = {name: value for name, value in batch._asdict().items() if value is not None}
     void = non_finite(fields)
     cause = "; its batch holds " + ", ".join(f"{n:,} of {name}" for name, n in void.items()) if void else ""
     what = f"{arm}: {', '.join(bad)} became non-finite in update {update:,}{f' ({stage})' if stage != 'train' else ''}"
     header = {
-        "arm": arm, "update": update, "stage": stage, "non_finite": list(bad),
+        "arm": arm, "seeds": seeds, "update": update, "stage": stage, "non_finite": list(bad),
         "metrics": {name: repr(value) for name, value in metrics.items()},
         "threads": torch.get_num_threads(),
         "config": recipe.config.model_dump(mode="json"),

@@ -21,11 +21,11 @@ from raydiff.types import PolicyBlob
 
 class EmulatedGenerator(Generator):
     """Makes the first block of each kind and size for real and hands out copies of it, one per
-    ``generator.emulate_s``."""
+    ``generator.emulate_s``: a block for several seeds takes as many times that."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._made: dict[tuple[str, int], tuple[np.ndarray, BlockReport]] = {}
+        self._made: dict[tuple[str, int, int], tuple[np.ndarray, BlockReport]] = {}
 
     def generate(
         self,
@@ -35,10 +35,11 @@ class EmulatedGenerator(Generator):
         block: int,
         guided: bool,
         strength: float | None = None,
+        member: int = 0,
     ) -> tuple[np.ndarray, BlockReport]:
-        start, kind = time.time(), ("generate", trajectories)
+        start, kind = time.time(), ("generate", trajectories, member)
         if kind not in self._made:
-            self._made[kind] = super().generate(policy, trajectories, shard, block, guided, strength)
+            self._made[kind] = super().generate(policy, trajectories, shard, block, guided, strength, member)
         return self._copy(kind, policy, shard, block, None, start)
 
     def refine(
@@ -49,14 +50,15 @@ class EmulatedGenerator(Generator):
         block: int,
         parent: int,
         strength: float | None = None,
+        member: int = 0,
     ) -> tuple[np.ndarray, BlockReport]:
-        start, kind = time.time(), ("refine", len(rows))
+        start, kind = time.time(), ("refine", len(rows), member)
         if kind not in self._made:
-            self._made[kind] = super().refine(rows, policy, shard, block, parent, strength)
+            self._made[kind] = super().refine(rows, policy, shard, block, parent, strength, member)
         return self._copy(kind, policy, shard, block, parent, start)
 
     def _copy(
-        self, kind: tuple[str, int], policy: PolicyBlob, shard: int, block: int, parent: int | None, start: float
+        self, kind: tuple[str, int, int], policy: PolicyBlob, shard: int, block: int, parent: int | None, start: float
     ) -> tuple[np.ndarray, BlockReport]:
         rows, report = self._made[kind]
         assert self.config.generator.emulate_s is not None

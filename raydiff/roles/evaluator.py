@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,11 @@ class Evaluator:
         self.config = config
         self.environment = environment_of(config.data)
 
-    def evaluate(self, policy: PolicyBlob, final: bool) -> EvaluationReport:
+    def evaluate_all(self, policies: Sequence[PolicyBlob], final: bool) -> tuple[EvaluationReport, ...]:
+        """``evaluate`` the policy of each of the seeds that are trained at once, all on the same episodes."""
+        return tuple(self.evaluate(policy, final, member) for member, policy in enumerate(policies))
+
+    def evaluate(self, policy: PolicyBlob, final: bool, member: int = 0) -> EvaluationReport:
         """Play the configured episodes; episode ``i`` always starts from seed ``evaluation.seed + i``."""
         start = time.time()
         section = self.config.evaluation
@@ -51,6 +56,6 @@ class Evaluator:
         actor = Policy.from_blob(policy, section.device)
         seeds = range(section.seed, section.seed + episodes)
         played = rollout_returns(lambda observation: actor.act(observation), self.environment, seeds)
-        normalized, raw = score_returns(played.returns, self.environment, self.config.seed)
+        normalized, raw = score_returns(played.returns, self.environment, self.config.seed + member)
         returns = [float(value) for value in played.returns]
         return EvaluationReport(policy.version, final, returns, normalized, raw, start, time.time())

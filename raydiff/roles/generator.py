@@ -4,6 +4,7 @@ only asked for the second."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from raydiff.generators.build import build_generator, build_refiner
 from raydiff.generators.filter import filter_trajectories
 from raydiff.generators.relabel import relabel_rewards
 from raydiff.generators.validate import validate
-from raydiff.replay.block import BlockReport
+from raydiff.replay.block import BlockReport, parts_of
 from raydiff.roles.models import Models
 from raydiff.seeds import key_seed
 from raydiff.types import PolicyBlob, Provenance, Trajectories
@@ -32,8 +33,7 @@ class Generator:
         self.refiner = build_refiner(config, models, self.device)
         reward = models.reward
         self.reward = RewardModel.from_state(reward).to(self.device) if reward is not None else None
-        self._policy: Policy | None = None
-        self._version = -1
+        self._policies: dict[int, tuple[int, Policy]] = {}
 
     def generate(
         self,
@@ -43,14 +43,15 @@ class Generator:
         block: int,
         guided: bool,
         strength: float | None = None,
+        member: int = 0,
     ) -> tuple[np.ndarray, BlockReport]:
         """A new block for the shard. The key (run seed, learner, shard) fixes its bytes for a given policy and
-        ``strength`` of the guidance (None: the configured one)."""
+        ``strength`` of the guidance (None: the configured one). ``member``: which of the seeds trained at once."""
         start = time.time()
-        seed = key_seed(self.config.seed, self.learner_id, "shard", shard)
-        target = self._load(policy) if guided else None
+        seed = self._key(member, shard)
+        target = self._load(policy, member) if guided else None
         made = self.sampler.generate(target, trajectories, (seed,), strength)
-        return self._finish(made, policy, shard, seed, block, None, (start, time.time()), trajectories)
+        return self._finish(made, policy, shard, seed, block, None, (start, time.time()), trajectories, member)
 
     def refine(
         self,
@@ -60,21 +61,60 @@ class Generator:
         block: int,
         parent: int,
         strength: float | None = None,
+        member: int = 0,
     ) -> tuple[np.ndarray, BlockReport]:
         """The stored block ``rows`` brought up to ``policy``. Raises ``ValueError`` where the method cannot."""
         if self.refiner is None:
             raise ValueError(f"generator.method={self.config.generator.method} has no way to refine trajectories")
         start = time.time()
-        seed = key_seed(self.config.seed, self.learner_id, "shard", shard)
+        seed = self._key(member, shard)
         size = self.models.observation_size
         stored = Trajectories(rows, size, rows.shape[2] - size - 2)
-        made = self.refiner.refine(stored, self._load(policy), (seed,), strength)
-        return self._finish(made, policy, shard, seed, block, parent, (start, time.time()), len(rows))
+        made = self.refiner.refine(stored, self._load(policy, member), (seed,), strength)
+        return self._finish(made, policy, shard, seed, block, parent, (start, time.time()), len(rows), member)
 
-    def _load(self, blob: PolicyBlob) -> Policy:
-        if self._policy is None or blob.version != self._version:
-            self._policy, self._version = Policy.from_blob(blob, self.device), blob.version
-        return self._policy
+    def generate_all(
+        self,
+        policies: Sequence[PolicyBlob],
+        trajectories: int,
+        shard: int,
+        block: int,
+        guided: bool,
+        strength: float | None = None,
+    ) -> tuple[np.ndarray, tuple[BlockReport, ...]]:
+        """``generate`` for the policy of each seed: a block with a part for each, and the report of each part. All
+        have the same ``strength``."""
+        made = [
+            self.generate(policy, trajectories, shard, block, guided, strength, member)
+            for member, policy in enumerate(policies)
+        ]
+        return _joined(made)
+
+    def refine_all(
+        self,
+        rows: np.ndarray,
+        sizes: Sequence[int],
+        policies: Sequence[PolicyBlob],
+        shard: int,
+        block: int,
+        parent: int,
+        strength: float | None = None,
+    ) -> tuple[np.ndarray, tuple[BlockReport, ...]]:
+        """``refine`` for each part of a block, whose numbers of trajectories are ``sizes``."""
+        made = [
+            self.refine(part, policy, shard, block, parent, strength, member)
+            for member, (part, policy) in enumerate(zip(parts_of(rows, sizes), policies, strict=True))
+        ]
+        return _joined(made)
+
+    def _key(self, member: int, shard: int) -> int:
+        return key_seed(self.config.seed + member, self.learner_id, "shard", shard)
+
+    def _load(self, blob: PolicyBlob, member: int) -> Policy:
+        """The policy of one of the seeds, rebuilt once for each version."""
+        if member not in self._policies or self._policies[member][0] != blob.version:
+            self._policies[member] = blob.version, Policy.from_blob(blob, self.device)
+        return self._policies[member][1]
 
     def _finish(
         self,
@@ -86,10 +126,13 @@ class Generator:
         parent: int | None,
         sampling: tuple[float, float],
         asked: int,
+        member: int,
     ) -> tuple[np.ndarray, BlockReport]:
         fit = made.agreement
         if fit is None:  # unguided: how far the policy is from what it will learn from
-            fit = action_agreement(made.trajectories, self._load(policy), self.device, self.config.guidance.delta)
+            fit = action_agreement(
+                made.trajectories, self._load(policy, member), self.device, self.config.guidance.delta
+            )
         kept, dropped = validate(made.trajectories, self.models.normalizer, self.config.generator.sigma_limit)
         if self.reward is not None and self.config.generator.method != "dydiff" and len(kept):
             kept = relabel_rewards(kept, self.reward.predict)
@@ -128,3 +171,9 @@ class Generator:
             return data
         returns = torch.from_numpy((data.reward[:, :-1] * data.valid()).sum(axis=1))
         return filter_trajectories(data, returns, section, keyed_generator((seed, 1), "cpu"))
+
+
+def _joined(made: Sequence[tuple[np.ndarray, BlockReport]]) -> tuple[np.ndarray, tuple[BlockReport, ...]]:
+    """Rows of all seeds in one block, and the reports."""
+    rows = [part for part, _ in made]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows), tuple(report for _, report in made)

@@ -1,16 +1,21 @@
-"""The learner: its own tables, an agent, and a policy published after every chunk of updates."""
+"""The learner: its own tables, an agent, and a policy published after every chunk of updates. With ``learner.seeds``
+it has an agent, a synthetic table, batches and a policy for each seed, and one table of real data."""
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from raydiff.config import Config
+from raydiff.data.rewards import learner_rewards
 from raydiff.errors import UserError
-from raydiff.replay.mixture import Lag, Mixture
+from raydiff.replay.block import parts_of
+from raydiff.replay.mixture import Lag, Mixture, joint_chunk
 from raydiff.replay.table import Table
 from raydiff.roles.bad_states import Recipe, Rewind
 from raydiff.roles.stages import stage_at
@@ -21,7 +26,7 @@ from raydiff.types import PolicyBlob, Trajectories, Transitions
 
 @dataclass(frozen=True)
 class TrainReport:
-    """One chunk of updates. ``waited``: seconds since the chunk before ended; clock values are for reports only."""
+    """One chunk of updates of one seed. ``waited``: seconds since the chunk before ended; clock values are for reports only."""
 
     update: int
     updates: int
@@ -50,30 +55,37 @@ class Learner:
                 f"generator.method={config.generator.method} makes single transitions here, which have none. Generate "
                 "trajectories of more rows, set learner.rebrac.critic_penalty=0, or set generator.count=0."
             )
-        synthetic = Table(limits.slots, limits.block_transitions, *sizes, device, follow) if limits.slots else None
-        table = Table.from_transitions(real, device, follow)
-        self.mixture = Mixture(table, synthetic, config.learner.batch_size, config.replay.real_fraction)
-        self.generator = torch.Generator(device=device).manual_seed(key_seed(config.seed, "batches"))
+        self.real = Table.from_transitions(learner_rewards(real, config.data), device, follow)
+        batch = config.learner.batch_size, config.replay.real_fraction
+        self.mixtures, self.generators = list[Mixture](), list[torch.Generator]()
+        for seed in config.seeds:
+            made = Table(limits.slots, limits.block_transitions, *sizes, device, follow) if limits.slots else None
+            self.mixtures.append(Mixture(self.real, made, *batch))
+            self.generators.append(torch.Generator(device=device).manual_seed(key_seed(seed, "batches")))
         self.stages = self.agent.stages()
         self.update = 0
         self.entered = -1
         self.rewind = Rewind()
         self.ended: float | None = None
 
-    def ingest(self, rows: np.ndarray, slot: int, policy_version: int) -> None:
-        """Copy a block ``[n, L, C]`` into its slot; no view of it is kept."""
-        if self.mixture.synthetic is None:
-            raise ValueError("this learner has no synthetic table: generator.count is 0")
-        real = self.mixture.real
-        block = Trajectories(rows, real.observation_size, real.action_size)
-        self.mixture.synthetic.write(slot, block.transitions(real.next_action), policy_version)
+    def ingest(self, rows: np.ndarray, slot: int, policy_version: int, sizes: Sequence[int] = ()) -> None:
+        """Copy a block ``[n, L, C]`` into its slot; no view of it is kept. ``sizes``: trajectories of each seed, where
+        there are several."""
+        for part, mixture in zip(parts_of(rows, sizes or (len(rows),)), self.mixtures, strict=True):
+            if mixture.synthetic is None:
+                raise ValueError("this learner has no synthetic table: generator.count is 0")
+            block = Trajectories(part, self.real.observation_size, self.real.action_size)
+            steps = learner_rewards(block.transitions(self.real.next_action), self.config.data)
+            mixture.synthetic.write(slot, steps, policy_version)
 
-    def train(self, updates: int, front: tuple[int, int] | None = None, real_only: bool = False) -> TrainReport:
+    def train(
+        self, updates: int, front: tuple[int, int] | None = None, real_only: bool = False
+    ) -> tuple[TrainReport, ...]:
         """Run ``updates`` gradient updates on real data and on the slots ``front`` of the table (all of them without
-        it), or with ``real_only`` on real data alone. Raises ``BadUpdate`` on a non-finite loss, or where that does
-        not come again as the updates are repeated, ``FloatingPointError``."""
+        it), or with ``real_only`` on real data alone; returns a report for each seed. Raises ``BadUpdate`` on a
+        non-finite loss, or where that does not come again as the updates are repeated, ``FloatingPointError``."""
         start = time.time()
-        drawn, lag = self.mixture.chunk(updates, self.update, self.generator, front, real_only)
+        drawn, lags = joint_chunk(self.mixtures, updates, self.update, self.generators, front, real_only)
         batches = list(drawn)
         self.rewind.keep(self.agent, self.update, self.entered, batches)
         sums: dict[str, torch.Tensor] = {}
@@ -84,33 +96,43 @@ class Learner:
                 sums[name] = sums[name] + value if name in sums else value
                 counts[name] = counts.get(name, 0) + 1
             self.update += 1
-        losses = {name: float(value) / counts[name] for name, value in sums.items()}
-        bad = [name for name, value in losses.items() if not np.isfinite(value)]
-        if bad:
-            raise self._failure(bad)
+        found = {name: [total / counts[name] for total in value.reshape(-1).tolist()] for name, value in sums.items()}
+        losses = [{name: values[seed] for name, values in found.items()} for seed in range(len(lags))]
+        if not np.isfinite(list(found.values())).all():
+            raise self._failure(losses)
         waited = start - self.ended if self.ended is not None else 0.0
-        self.ended = time.time()
-        return TrainReport(self.update, updates, losses, lag, start, self.ended, waited)
+        self.ended = end = time.time()
+        return tuple(
+            TrainReport(self.update, updates, own, lag, start, end, waited)
+            for own, lag in zip(losses, lags, strict=True)
+        )
 
     def _enter_stage(self) -> None:
         """Begin the stage that the current update falls into, once."""
         number = stage_at(self.stages, self.update)
         if number != self.entered:
             self.entered = number
-            self.agent.begin_stage(self.stages[number].name, self.mixture.real)
+            self.agent.begin_stage(self.stages[number].name, self.real)
 
-    def _failure(self, bad: list[str]) -> FloatingPointError:
-        """What to raise when losses have become non-finite: the update in which it began."""
-        found = self.rewind.find(self.recipe, self.stages, self.mixture.real, self.learner_id)
-        return found or FloatingPointError(
-            f"{self.learner_id}: {', '.join(bad)} became non-finite before update {self.update:,}, but did not when the "
+    def _failure(self, losses: list[dict[str, float]]) -> FloatingPointError:
+        """What to raise when losses have become non-finite: the update in which it began, of the first such seed for
+        which it is found again."""
+        bad = [[name for name, value in own.items() if not np.isfinite(value)] for own in losses]
+        for member in [member for member, names in enumerate(bad) if names]:
+            found = self.rewind.find(self.recipe, self.stages, self.real, self.learner_id, member)
+            if found is not None:
+                return found
+        names = ", ".join(dict.fromkeys(itertools.chain.from_iterable(bad)))
+        return FloatingPointError(
+            f"{self.learner_id}: {names} became non-finite before update {self.update:,}, but did not when the "
             f"last updates were repeated: on {self.config.learner.device} sums come in no fixed order. Nothing was saved."
         )
 
-    def policy(self) -> PolicyBlob:
-        """The current policy; its version is the number of updates done."""
-        return self.agent.policy_blob(self.update)
+    def policies(self) -> list[PolicyBlob]:
+        """The current policy of each seed; their version is the number of updates done."""
+        return self.agent.policy_blobs(self.update)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The agent's whole state (networks, targets, optimisers, random streams)."""
-        return self.agent.state_dict()
+    def states(self) -> list[dict[str, torch.Tensor]]:
+        """The whole state of each seed's agent (networks, targets, optimisers, random streams), as it would have it if
+        it were alone."""
+        return [self.agent.member_state(member) for member in range(len(self.mixtures))]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raydiff.compute import configure_compute
 from raydiff.config import Config
+from raydiff.data.rewards import learner_rewards
 from raydiff.data.source import load_dataset
 from raydiff.errors import UserError
 from raydiff.presets import validate
@@ -79,7 +80,7 @@ def _table(config: Config, batch: Batch, stages: int) -> Table:
     """What a stage may look at as it begins: the real data, or the batch alone where there is one stage."""
     follow = config.learner.needs_next_action
     if stages > 1:
-        real = load_dataset(config.data).transitions(config.data.semantics, follow)
+        real = learner_rewards(load_dataset(config.data).transitions(config.data.semantics, follow), config.data)
     else:
         real = Transitions(**{name: field.numpy() for name, field in _fields(batch).items()})
     return Table.from_transitions(real, config.learner.device, follow)

@@ -8,6 +8,7 @@ producer: the driver owns it, and it survives the producer.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +34,19 @@ if TYPE_CHECKING:
     from raydiff.roles.models import Models
 
 NO_WEIGHTS = np.zeros(0, np.float32)
+Headers = tuple[PolicyBlob, ...]
+"""Policies of all seeds without their weights."""
 
 
-def split_blob(blob: PolicyBlob) -> tuple[np.ndarray, PolicyBlob]:
-    """Weights and header apart: the weights become an object of their own."""
-    return blob.weights, replace(blob, weights=NO_WEIGHTS)
+def split_blobs(blobs: Sequence[PolicyBlob]) -> tuple[np.ndarray, Headers]:
+    """Weights ``[N, P]`` of the policies of all seeds and their headers apart: the weights become an object of their
+    own."""
+    return np.stack([blob.weights for blob in blobs]), tuple(replace(blob, weights=NO_WEIGHTS) for blob in blobs)
+
+
+def join_blobs(weights: np.ndarray, headers: Headers) -> list[PolicyBlob]:
+    """What ``split_blobs`` took apart; the weights are views."""
+    return [replace(header, weights=own) for header, own in zip(headers, weights, strict=True)]
 
 
 def _settle(config: Config, cpus: float, nice: int) -> None:
@@ -69,25 +78,26 @@ class LearnerActor:
         self.role = Learner(config, real, learner_id)
 
     @ray.method(concurrency_group="train", num_returns=2)
-    def ready(self) -> tuple[np.ndarray, tuple[tuple[int, str], PolicyBlob]]:
-        weights, header = split_blob(self.role.policy())
-        return weights, (_whereabouts(), header)
+    def ready(self) -> tuple[np.ndarray, tuple[tuple[int, str], Headers]]:
+        weights, headers = split_blobs(self.role.policies())
+        return weights, (_whereabouts(), headers)
 
     @ray.method(concurrency_group="train", num_returns=2)
     def train(
         self, updates: int, front: tuple[int, int] | None, real_only: bool
-    ) -> tuple[np.ndarray, tuple[TrainReport, PolicyBlob]]:
-        report = self.role.train(updates, front, real_only)
-        weights, header = split_blob(self.role.policy())
-        return weights, (report, header)
+    ) -> tuple[np.ndarray, tuple[tuple[TrainReport, ...], Headers]]:
+        reports = self.role.train(updates, front, real_only)
+        weights, headers = split_blobs(self.role.policies())
+        return weights, (reports, headers)
 
     @ray.method(concurrency_group="ingest")
-    def ingest(self, rows: np.ndarray, slot: int, policy_version: int) -> None:
-        self.role.ingest(rows, slot, policy_version)
+    def ingest(self, rows: np.ndarray, slot: int, policy_version: int, sizes: Sequence[int]) -> None:
+        self.role.ingest(rows, slot, policy_version, sizes)
 
     @ray.method(concurrency_group="train")
-    def state(self) -> tuple[PolicyBlob, dict[str, np.ndarray]]:
-        return self.role.policy(), {key: value.cpu().numpy() for key, value in self.role.state_dict().items()}
+    def states(self) -> list[tuple[PolicyBlob, dict[str, np.ndarray]]]:
+        plain = ({key: value.cpu().numpy() for key, value in state.items()} for state in self.role.states())
+        return list(zip(self.role.policies(), plain, strict=True))
 
 
 @ray.remote
@@ -109,27 +119,28 @@ class SamplerActor:
     def generate(
         self,
         weights: np.ndarray,
-        header: PolicyBlob,
+        headers: Headers,
         trajectories: int,
         shard: int,
         block: int,
         guided: bool,
         strength: float | None = None,
-    ) -> tuple[np.ndarray, BlockReport]:
-        return self.role.generate(replace(header, weights=weights), trajectories, shard, block, guided, strength)
+    ) -> tuple[np.ndarray, tuple[BlockReport, ...]]:
+        return self.role.generate_all(join_blobs(weights, headers), trajectories, shard, block, guided, strength)
 
     @ray.method(num_returns=2)
     def refine(
         self,
         rows: np.ndarray,
+        sizes: Sequence[int],
         weights: np.ndarray,
-        header: PolicyBlob,
+        headers: Headers,
         shard: int,
         block: int,
         parent: int,
         strength: float | None = None,
-    ) -> tuple[np.ndarray, BlockReport]:
-        return self.role.refine(rows, replace(header, weights=weights), shard, block, parent, strength)
+    ) -> tuple[np.ndarray, tuple[BlockReport, ...]]:
+        return self.role.refine_all(rows, sizes, join_blobs(weights, headers), shard, block, parent, strength)
 
 
 @ray.remote
@@ -146,8 +157,8 @@ class EvaluatorActor:
     def ready(self) -> tuple[int, str]:
         return _whereabouts()
 
-    def evaluate(self, weights: np.ndarray, header: PolicyBlob, final: bool) -> EvaluationReport:
-        return self.role.evaluate(replace(header, weights=weights), final)
+    def evaluate(self, weights: np.ndarray, headers: Headers, final: bool) -> tuple[EvaluationReport, ...]:
+        return self.role.evaluate_all(join_blobs(weights, headers), final)
 
 
 @ray.remote
@@ -164,9 +175,9 @@ class AuditorActor:
         return _whereabouts()
 
     def audit(
-        self, rows: np.ndarray, block: int, refreshed: bool, weights: np.ndarray, header: PolicyBlob
-    ) -> AuditReport:
-        return self.role.audit(rows, block, refreshed, replace(header, weights=weights))
+        self, rows: np.ndarray, sizes: Sequence[int], block: int, refreshed: bool, weights: np.ndarray, headers: Headers
+    ) -> tuple[AuditReport, ...]:
+        return self.role.audit_all(rows, sizes, block, refreshed, join_blobs(weights, headers))
 
 
 @ray.remote(concurrency_groups={"work": 1, "watch": 1})

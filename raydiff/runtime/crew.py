@@ -32,10 +32,11 @@ class Materials:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An event for the conductor, and what the recorder wants to know of it (a role's report, or facts)."""
+    """An event for the conductor, and what the recorder wants to know of it (a role's report, of each seed where several
+    are trained at once, or facts)."""
 
     event: m.Event
-    report: Any = None
+    reports: tuple[Any, ...] = ()
     worker: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -52,11 +53,11 @@ class Crew(Protocol):
     def poll(self) -> list[Outcome]:
         """What has finished since the last call."""
 
-    def learner_state(self) -> tuple[PolicyBlob, dict[str, torch.Tensor]]:
-        """The last policy and the learner's state, at the end of a run."""
+    def learner_states(self) -> list[tuple[PolicyBlob, dict[str, torch.Tensor]]]:
+        """The last policy and the learner's state of each seed, at the end of a run."""
 
     def newest_block(self) -> np.ndarray | None:
-        """Rows ``[n, L, C]`` of the block made last, at the end of a run; None where none is held."""
+        """Rows ``[n, L, C]`` of the block made last, of the first seed, at the end of a run; None where none is held."""
 
     def close(self) -> None:
         """End every role; safe to call twice."""

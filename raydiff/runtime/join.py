@@ -33,7 +33,7 @@ from raydiff.errors import UserError
 from raydiff.runtime.address import Address, check_reachable, find_address
 from raydiff.runtime.inventory import this_machine
 from raydiff.runtime.placement import Cluster, Demand, Node
-from raydiff.runtime.refusal import PlacementRefused, check_placement
+from raydiff.runtime.refusal import PlacementRefused, check_run
 
 SAY_EVERY_S = 30.0
 LOOK_EVERY_S = 1.0
@@ -168,19 +168,19 @@ def _shares(count: int, free: float) -> tuple[float, ...]:
     return tuple([1.0] * whole + rest + [0.0] * (count - whole - len(rest)))
 
 
-def await_room(configs: list[Config], say: Say) -> Cluster:
-    """The cluster, once each of the configurations fits into what others have left of it.
+def await_room(config: Config, say: Say) -> Cluster:
+    """The cluster, once the run fits into what others have left of it, with its arms.
 
     Raises ``UserError`` at once where it is too small as a whole (unless ``cluster.wait=autoscale``), and after
     ``cluster.timeout_s`` where the room does not come.
     """
-    settings = configs[0].cluster
+    settings = config.cluster
     begun, said = time.monotonic(), -math.inf
     asked = False
     try:
         while True:
             cluster = describe_ray()
-            refused, busy = _verdict(configs, cluster)
+            refused, busy = _verdict(config, cluster)
             if refused is None:
                 return cluster
             if not busy and settings.wait == "refuse":
@@ -201,12 +201,11 @@ def await_room(configs: list[Config], say: Say) -> Cluster:
             _ask_autoscaler([])
 
 
-def _verdict(configs: list[Config], cluster: Cluster) -> tuple[PlacementRefused | None, bool]:
+def _verdict(config: Config, cluster: Cluster) -> tuple[PlacementRefused | None, bool]:
     """The first refusal, and whether it is only because others hold something."""
     for busy, view in ((False, cluster.idle()), (True, cluster)):
         try:
-            for config in configs:
-                check_placement(config, view)
+            check_run(config, view)
         except PlacementRefused as error:
             return error, busy
     return None, False

@@ -17,7 +17,9 @@ from raydiff.compute import configure_compute
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
 from raydiff.errors import RunFailed
-from raydiff.roles.auditor import Auditor
+from raydiff.presets import main_arm
+from raydiff.replay.block import BlockReport, joint_report, parts_of
+from raydiff.roles.auditor import Auditor, joint_error
 from raydiff.roles.bad_states import BadUpdate
 from raydiff.roles.emulated import make_generator
 from raydiff.roles.evaluator import Evaluator
@@ -29,6 +31,11 @@ from raydiff.runtime.crew import Crew, Materials, Note, Outcome, Progress
 from raydiff.runtime.team import workers
 from raydiff.types import PolicyBlob
 
+Held = tuple[np.ndarray, list[int]]
+"""Rows of a block, and how many trajectories of each seed they are."""
+
+NO_ROWS = np.zeros((0, 0, 0), np.float32)
+
 
 class LocalCrew:
     """The roles of one learner in this process."""
@@ -36,13 +43,13 @@ class LocalCrew:
     def __init__(self, materials: Materials) -> None:
         self.materials = materials
         self.ready: deque[Outcome] = deque()
-        self.queue: deque[tuple[m.Call, PolicyBlob, np.ndarray | None]] = deque()
-        self.blocks: dict[int, np.ndarray] = {}
+        self.queue: deque[tuple[m.Call, list[PolicyBlob], Held | None]] = deque()
+        self.blocks: dict[int, Held] = {}
 
     def start(self) -> None:
         config, learner_id = self.materials.config, self.materials.learner_id
         self.learner = Learner(config, self.materials.real, learner_id)
-        self.policy = self.learner.policy()
+        self.policies = self.learner.policies()
         self.evaluator = Evaluator(config)
         team = workers(config)
         # Auditors keep no state, so that one plays them all.
@@ -50,7 +57,7 @@ class LocalCrew:
         self.generators: dict[str, Generator] = {}
         if self.materials.models is not None:
             for name in team["generator"] + team["refiner"]:
-                self.generators[name] = make_generator(config, self.materials.models, name, learner_id)
+                self.generators[name] = make_generator(config, self.materials.models, name, main_arm(config))
         self.ready.extend(Outcome(m.WorkerUp(name), worker=name) for names in team.values() for name in names)
 
     def submit(self, command: m.Command) -> None:
@@ -58,7 +65,7 @@ class LocalCrew:
             self.blocks.pop(command.block, None)
             return
         named = command.parent if isinstance(command, m.Refine) else getattr(command, "block", None)
-        self.queue.append((command, self.policy, self.blocks.get(named) if named is not None else None))
+        self.queue.append((command, self.policies, self.blocks.get(named) if named is not None else None))
 
     def poll(self) -> list[Outcome]:
         """Execute the oldest command, if any. Raises ``BadUpdate`` or ``RunFailed`` when the learner's losses are not
@@ -67,48 +74,51 @@ class LocalCrew:
             return [self.ready.popleft()]
         if not self.queue:
             return []
-        command, policy, rows = self.queue.popleft()
+        command, policies, held = self.queue.popleft()
         try:
-            event, report = self._execute(command, policy, rows)
+            event, reports = self._execute(command, policies, *(held or (NO_ROWS, [])))
         except BadUpdate:
             raise
         except FloatingPointError as error:
             raise RunFailed(f"{command.worker} failed: {error}") from None
-        return [Outcome(event, report, command.worker)]
+        return [Outcome(event, reports, command.worker)]
 
-    def _execute(self, command: m.Call, policy: PolicyBlob, rows: np.ndarray | None) -> tuple[m.Event, Any]:
+    def _execute(
+        self, command: m.Call, policies: list[PolicyBlob], rows: np.ndarray, sizes: list[int]
+    ) -> tuple[m.Event, tuple[Any, ...]]:
         match command:
             case m.Train(call, _, updates, front, real_only):
                 trained = self.learner.train(updates, front, real_only)
-                self.policy = self.learner.policy()
-                return m.Trained(call, trained.update), trained
+                self.policies = self.learner.policies()
+                return m.Trained(call, trained[0].update), trained
             case m.Generate(call, worker, shard, count, guided, block, strength):
-                return self._keep(call, self.generators[worker].generate(policy, count, shard, block, guided, strength))
+                role = self.generators[worker]
+                return self._keep(call, block, role.generate_all(policies, count, shard, block, guided, strength))
             case m.Refine(call, worker, shard, parent, block, strength):
-                assert rows is not None
-                return self._keep(call, self.generators[worker].refine(rows, policy, shard, block, parent, strength))
+                made = self.generators[worker].refine_all(rows, sizes, policies, shard, block, parent, strength)
+                return self._keep(call, block, made)
             case m.Ingest(call, _, _, slot, version):
-                assert rows is not None
-                self.learner.ingest(rows, slot, version)
-                return m.Ingested(call), None
+                self.learner.ingest(rows, slot, version, sizes)
+                return m.Ingested(call), ()
             case m.Evaluate(call, _, final):
-                return m.Evaluated(call), self.evaluator.evaluate(policy, final)
+                return m.Evaluated(call), self.evaluator.evaluate_all(policies, final)
             case m.Audit(call, _, block, refreshed):
-                assert rows is not None
                 assert self.auditor is not None
-                audited = self.auditor.audit(rows, block, refreshed, policy)
-                return m.Audited(call, audited.error), audited
+                audited = self.auditor.audit_all(rows, sizes, block, refreshed, policies)
+                return m.Audited(call, joint_error(audited)), audited
 
-    def _keep(self, call: int, made: tuple[np.ndarray, Any]) -> tuple[m.Event, Any]:
-        rows, report = made
-        self.blocks[report.provenance.block] = rows
-        return m.Produced(call, report), report
+    def _keep(
+        self, call: int, block: int, made: tuple[np.ndarray, tuple[BlockReport, ...]]
+    ) -> tuple[m.Event, tuple[Any, ...]]:
+        rows, reports = made
+        self.blocks[block] = rows, [report.trajectories for report in reports]
+        return m.Produced(call, joint_report(reports)), reports
 
-    def learner_state(self) -> tuple[PolicyBlob, dict[str, torch.Tensor]]:
-        return self.learner.policy(), self.learner.state_dict()
+    def learner_states(self) -> list[tuple[PolicyBlob, dict[str, torch.Tensor]]]:
+        return list(zip(self.learner.policies(), self.learner.states(), strict=True))
 
     def newest_block(self) -> np.ndarray | None:
-        return self.blocks[max(self.blocks)] if self.blocks else None
+        return parts_of(*self.blocks[max(self.blocks)])[0] if self.blocks else None
 
     def close(self) -> None:
         self.queue.clear()
@@ -145,8 +155,8 @@ class LocalBackend:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def crew(self, materials: Materials) -> Crew:
-        return LocalCrew(materials)
+    def crews_of(self, learners: list[Materials]) -> list[Crew]:
+        return [LocalCrew(materials) for materials in learners]
 
     def wait(self, crews: list[Crew]) -> None:
         """Nothing runs elsewhere, so there is nothing to wait for."""

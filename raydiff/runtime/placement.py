@@ -6,11 +6,10 @@ the one that it fills best; two GPUs need two that are wholly free. Here is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from raydiff.config import Config
-from raydiff.errors import UserError
 from raydiff.runtime.team import SECTIONS, counts
 
 RESOLUTION = 10_000  # Ray counts resources in ten-thousandths
@@ -62,12 +61,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one worker of a section of the configuration asks of a node, and how many such workers there are."""
+    """What one worker of a section of the configuration asks of a node, and how many such workers there are; ``arm``
+    says whose, where several learners are placed together."""
 
     section: str
     count: int
     cpus: float
     gpus: float
+    arm: str = ""
 
     @property
     def role(self) -> str:
@@ -81,22 +82,29 @@ class Demand:
 
 @dataclass(frozen=True)
 class Slot:
-    """A worker (``generator/1``) on its node; ``gpus`` are the numbers of GPUs there with the share of each."""
+    """A worker (``generator/1``) on its node; ``gpus`` are the numbers of GPUs there with the share of each, ``arm``
+    as in ``Demand``."""
 
     worker: str
     node: str
     cpus: float
     gpus: tuple[tuple[int, float], ...] = ()
+    arm: str = ""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Every worker of one learner, in the order in which they must start for Ray to pack them alike."""
+    """Every worker of one learner, or of several together, in the order in which they must start for Ray to pack them
+    alike."""
 
     slots: tuple[Slot, ...]
 
     def of(self, worker: str) -> Slot | None:
         return next((slot for slot in self.slots if slot.worker == worker), None)
+
+    def arm(self, name: str) -> Placement:
+        """The workers of one of the learners."""
+        return Placement(tuple(slot for slot in self.slots if slot.arm == name))
 
     def nodes(self) -> set[str]:
         """Names of the nodes that have workers."""
@@ -113,12 +121,12 @@ class Shortage:
     placed: int = 0
 
 
-def demands(config: Config) -> list[Demand]:
+def demands(config: Config, arm: str = "") -> list[Demand]:
     """The workers of one learner by section, in the order in which they start."""
     rows = [(SECTIONS[role], count) for role, count in counts(config).items() if count]
     return [
         # The simulators of audits run on CPUs, so that section has no GPUs.
-        Demand(section, count, getattr(config, section).cpus, getattr(getattr(config, section), "gpus", 0.0))
+        Demand(section, count, getattr(config, section).cpus, getattr(getattr(config, section), "gpus", 0.0), arm)
         for section, count in rows
     ]
 
@@ -126,32 +134,6 @@ def demands(config: Config) -> list[Demand]:
 def pretrainer_demand(config: Config) -> Demand:
     """The pretrainer, which runs before the others (beside arms that need no model)."""
     return Demand("denoiser", 1, config.denoiser.cpus, config.denoiser.gpus)
-
-
-def check_devices(config: Config) -> None:
-    """Refuse shares and torch devices that Ray cannot give: it shows a worker its own GPUs only, counted from 0."""
-    for section in DEVICE_SECTIONS:
-        settings = getattr(config, section)
-        gpus, (kind, _, index) = settings.gpus, settings.device.partition(":")
-        if gpus > 1 and gpus != int(gpus):
-            raise UserError(
-                f"{section}.gpus={gpus:g}: Ray gives a share of one GPU, or whole GPUs. Use {section}.gpus={int(gpus)} "
-                f"or {section}.gpus={int(gpus) + 1}."
-            )
-        if 0 < gpus < 1 / RESOLUTION:
-            raise UserError(f"{section}.gpus={gpus:g} is less than the smallest share that Ray counts, 0.0001.")
-        if kind != "cuda":
-            continue
-        if gpus == 0:
-            raise UserError(
-                f"{section}.device={settings.device} but {section}.gpus=0, so Ray would hide every GPU from it. Set "
-                f"{section}.gpus to the share that it may use, for example {section}.gpus=0.25."
-            )
-        if index.isdecimal() and int(index) >= max(1, gpus):
-            raise UserError(
-                f"{section}.device={settings.device}: on Ray a worker sees its own GPUs only, counted from 0, and it has "
-                f"{max(1, int(gpus))}. Set {section}.device=cuda; Ray chooses the GPU."
-            )
 
 
 @dataclass
@@ -203,7 +185,8 @@ class Room:
         self.cpus[node] -= cpus
         for number, share in chosen:
             self.gpus[node][number] -= share
-        return Slot(worker, node, demand.cpus, tuple((number, share / RESOLUTION) for number, share in chosen))
+        gpus_of = tuple((number, share / RESOLUTION) for number, share in chosen)
+        return Slot(worker, node, demand.cpus, gpus_of, demand.arm)
 
     def free(self, node: str, demand: Demand) -> int:
         """How much the node has left of what such a worker is after: GPUs if it wants any, else CPUs."""
@@ -239,41 +222,81 @@ def _pack(room: Room) -> Chooser:
 
 
 def attempt(config: Config, cluster: Cluster, taken: Iterable[Slot] = ()) -> Placement | Shortage:
-    """Place every worker of one learner beside ``taken``, or say which one found no room.
+    """Place every worker of one learner beside ``taken``, or say which one found no room."""
+    return attempt_together({"": config}, cluster, taken)
 
-    The learner goes to the driver's node where it fits, the others are spread by what is free; where that does not
-    work out, they are packed tightly, the largest first, and at last the learner goes elsewhere.
+
+def attempt_together(arms: Mapping[str, Config], cluster: Cluster, taken: Iterable[Slot] = ()) -> Placement | Shortage:
+    """Place every worker of several learners beside ``taken``, or say which one found no room.
+
+    The learners go to the driver's node as long as they fit there, the others are spread by what is free; where that
+    does not work out, they are packed tightly, the largest first, and at last the learners go elsewhere.
     """
     room = Room.of(cluster, taken)
-    learner, *others = demands(config)
-    workers = [(number, row) for row in others for number in range(1, row.count + 1)]
+    rows = [demands(config, name) for name, config in arms.items()]
+    learners = [own[0] for own in rows]
+    workers = [(number, row) for own in rows for row in own[1:] for number in range(1, row.count + 1)]
     largest_first = sorted(workers, key=lambda item: (-item[1].gpus, -item[1].cpus))
-    worst = Shortage(learner, 1, room)
-    for home in _homes(room, learner):
+    worst: Shortage | None = None
+    for homes in _homes(room, learners):
         for order in (workers, largest_first):
             for rule in (_spread, _pack):
-                result = _fill(room.copy(), learner, home, order, rule)
+                result = _fill(room.copy(), learners, homes, order, rule)
                 if isinstance(result, Placement):
                     return result
-                worst = max(worst, result, key=lambda shortage: shortage.placed)
-    return worst
+                worst = result if worst is None or result.placed > worst.placed else worst
+    return worst if worst is not None else _homeless(room, learners)
 
 
-def _homes(room: Room, learner: Demand) -> Iterator[str]:
-    """Nodes that can hold the learner, the driver's first; of several alike, one."""
+def _homes(room: Room, learners: list[Demand]) -> Iterator[list[str]]:
+    """Nodes for the learners: each as many as it can hold, the driver's or another first; then apart."""
     seen = set()
-    names = [room.cluster.driver, *sorted(room.cpus, key=lambda name: -room.free(name, learner))]
-    for name in names:
-        shape = (room.cpus[name], tuple(sorted(room.gpus[name])))
-        if shape not in seen and not room.lacks(name, learner):
+    names = [room.cluster.driver, *sorted(room.cpus, key=lambda name: -room.free(name, learners[0]))]
+    for first in names:
+        shape = (room.cpus[first], tuple(sorted(room.gpus[first])))
+        homes = _settle(room, learners, lambda now, demand, first=first: (first, _freest(now, demand)))  # type: ignore[misc]
+        if shape not in seen and homes and homes[0] == first:
             seen.add(shape)
-            yield name
+            yield homes
+    if len(learners) > 1 and (homes := _settle(room, learners, lambda now, demand: (_freest(now, demand),))):
+        yield homes
+
+
+def _settle(room: Room, learners: list[Demand], wish: Callable[[Room, Demand], Iterable[str]]) -> list[str]:
+    """A node for each learner, the first of its wishes that has room; none where one of them finds no place."""
+    now, homes = room.copy(), list[str]()
+    for demand in learners:
+        home = next((name for name in wish(now, demand) if not now.lacks(name, demand)), None)
+        if home is None:
+            return []
+        homes.append(now.take("learner/0", home, demand).node)
+    return homes
+
+
+def _freest(room: Room, demand: Demand) -> str:
+    """The node with the most left of what the worker is after, among those that can hold it if there are any."""
+    return max(room.cpus, key=lambda name: (not room.lacks(name, demand), room.free(name, demand)))
+
+
+def _homeless(room: Room, learners: list[Demand]) -> Shortage:
+    """The first learner without a place, where those before it go wherever most is free."""
+    room = room.copy()
+    for number, demand in enumerate(learners):
+        home = _freest(room, demand)
+        if room.lacks(home, demand):
+            return Shortage(demand, 1, room, number)
+        room.take("learner/0", home, demand)
+    raise AssertionError("every learner has a place")
 
 
 def _fill(
-    room: Room, learner: Demand, home: str, workers: list[tuple[int, Demand]], rule: Callable[[Room], Chooser]
+    room: Room,
+    learners: list[Demand],
+    homes: list[str],
+    workers: list[tuple[int, Demand]],
+    rule: Callable[[Room], Chooser],
 ) -> Placement | Shortage:
-    slots = [room.take("learner/0", home, learner)]
+    slots = [room.take("learner/0", home, demand) for home, demand in zip(homes, learners, strict=True)]
     choose = rule(room)
     for number, demand in workers:
         fitting = [name for name in room.cpus if not room.lacks(name, demand)]

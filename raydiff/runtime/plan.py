@@ -7,7 +7,7 @@ setting is short, by how much, and what to change. Where workers go is ``raydiff
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from raydiff.config import Config
@@ -15,13 +15,14 @@ from raydiff.errors import UserError
 from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
 from raydiff.replay.limiter import SampleLimiter
 from raydiff.replay.mixture import real_rows
-from raydiff.runtime.placement import DEVICE_SECTIONS, Cluster, Node, Placement
+from raydiff.runtime.pairs import check_pair
+from raydiff.runtime.placement import DEVICE_SECTIONS, RESOLUTION, Cluster, Node, Placement
 from raydiff.runtime.team import counts, steers
 
 
 @dataclass(frozen=True)
 class FlowLimits:
-    """The numbers that pace a run; ``slots`` of ``block_transitions`` rows each make the learner's table."""
+    """The numbers that pace a run, each of one seed; ``slots`` of ``block_transitions`` rows make the learner's table."""
 
     limiter: SampleLimiter
     slots: int
@@ -34,6 +35,7 @@ def flow_limits(config: Config) -> FlowLimits:
     replay, learner, batch = config.replay, config.learner, config.generator.batch
     _check_noise(config)
     _check_refinement(config)
+    check_pair(config)
     if not config.generator.count:
         limiter = SampleLimiter(replay.samples_per_insert, 0, 0, 0)
         return FlowLimits(limiter, 0, 0, 0)
@@ -135,32 +137,74 @@ def check_hardware(config: Config, gpus: int | None) -> None:
             )
 
 
+def check_devices(config: Config) -> None:
+    """Refuse shares and torch devices that Ray cannot give: it shows a worker its own GPUs only, counted from 0."""
+    for section in DEVICE_SECTIONS:
+        settings = getattr(config, section)
+        gpus, (kind, _, index) = settings.gpus, settings.device.partition(":")
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(
+                f"{section}.gpus={gpus:g}: Ray gives a share of one GPU, or whole GPUs. Use {section}.gpus={int(gpus)} "
+                f"or {section}.gpus={int(gpus) + 1}."
+            )
+        if 0 < gpus < 1 / RESOLUTION:
+            raise UserError(f"{section}.gpus={gpus:g} is less than the smallest share that Ray counts, 0.0001.")
+        if kind != "cuda":
+            continue
+        if gpus == 0:
+            raise UserError(
+                f"{section}.device={settings.device} but {section}.gpus=0, so Ray would hide every GPU from it. Set "
+                f"{section}.gpus to the share that it may use, for example {section}.gpus=0.25."
+            )
+        if index.isdecimal() and int(index) >= max(1, gpus):
+            raise UserError(
+                f"{section}.device={settings.device}: on Ray a worker sees its own GPUs only, counted from 0, and it has "
+                f"{max(1, int(gpus))}. Set {section}.device=cuda; Ray chooses the GPU."
+            )
+
+
 def check_blocks(config: Config, columns: int, cluster: Cluster, placement: Placement) -> None:
+    """``check_blocks_together`` of one learner."""
+    check_blocks_together({"": config}, columns, cluster, placement)
+
+
+def check_blocks_together(arms: Mapping[str, Config], columns: int, cluster: Cluster, placement: Placement) -> None:
     """Refuse blocks so small that Ray would copy them into the driver's heap instead of its object stores, and more
-    of them than half of a node's object store."""
-    if not config.generator.count:
-        return
-    size = block_bytes(config.generator.batch, config.rows, columns)
-    if size <= RAY_INLINE_BYTES:
-        least = RAY_INLINE_BYTES // (config.rows * columns * 4) + 1
-        raise UserError(
-            f"generator.batch={config.generator.batch} makes blocks of {size / 1024:.0f} KB; Ray keeps objects of up to "
-            f"{RAY_INLINE_BYTES // 1024} KB in the driver's memory instead of the object store. Use generator.batch of "
-            f"at least {least}, or --runtime local."
-        )
-    for node, blocks in retained_blocks(config, cluster, placement):
-        needed, store = blocks * size / 2**20, node.object_store_mb
+    of them than half of a node's object store. ``placement`` is that of all the learners."""
+    stores: dict[str, float] = dict.fromkeys((node.name for node in cluster.nodes), 0.0)
+    for name, config in arms.items():
+        if config.generator.count:
+            size = _block_size(config, columns)
+            for node, blocks in retained_blocks(config, cluster, placement.arm(name)):
+                stores[node.name] += blocks * size / 2**20
+    for node in cluster.nodes:
+        needed, store = stores[node.name], node.object_store_mb
         if store is None or needed <= store / 2:
             continue
         where = f" of node {node.name}" if len(cluster.nodes) > 1 else ""
         setting = f"cluster.object_store_mb={store:.0f}" if cluster.started_here else f"{store:.0f} MB"
         larger = math.floor(2 * needed + 1)
+        what = "The replay store" if len(arms) == 1 else f"The replay stores of {', '.join(arms)}"
         raise UserError(
-            f"The replay store would hold up to {needed:.0f} MB of blocks, more than half of the object store{where} "
+            f"{what} would hold up to {needed:.0f} MB of blocks, more than half of the object store{where} "
             f"({setting}). Raise it to {larger}"
             + ("" if cluster.started_here else f" MB (`ray start --object-store-memory={larger * 2**20}`)")
             + ", or lower replay.lifetime or replay.generation."
         )
+
+
+def _block_size(config: Config, columns: int) -> int:
+    """Bytes of a block; raises ``UserError`` where Ray would copy it."""
+    seeds = config.learner.seeds
+    size = block_bytes(config.generator.batch * seeds, config.rows, columns)
+    if size <= RAY_INLINE_BYTES:
+        least = RAY_INLINE_BYTES // (config.rows * columns * 4 * seeds) + 1
+        raise UserError(
+            f"generator.batch={config.generator.batch} makes blocks of {size / 1024:.0f} KB; Ray keeps objects of up to "
+            f"{RAY_INLINE_BYTES // 1024} KB in the driver's memory instead of the object store. Use generator.batch of "
+            f"at least {least}, or --runtime local."
+        )
+    return size
 
 
 def retained_blocks(config: Config, cluster: Cluster, placement: Placement) -> Iterator[tuple[Node, int]]:

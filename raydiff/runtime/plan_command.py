@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from raydiff.config import Config
-from raydiff.presets import derive
+from raydiff.presets import arms_of, main_arm, together
 from raydiff.runtime.address import find_address, prepare_environment
 from raydiff.runtime.inventory import read_cluster, this_machine, usable_cpus
 from raydiff.runtime.placement import PRETRAINER, Cluster, Placement, Slot, arms_at_once
 from raydiff.runtime.plan import flow_limits
-from raydiff.runtime.refusal import place, place_pretrainer
+from raydiff.runtime.refusal import check_run, place_pretrainer
 from raydiff.runtime.team import SECTIONS
 
 
@@ -44,35 +44,39 @@ def _look(config: Config) -> Cluster:
 
 def plan_text(config: Config, cluster: Cluster) -> Group:
     """The plan of a run on a cluster: workers, then what the nodes have left, then its arms. Raises ``UserError``."""
-    flow_limits(config)
-    pretrainer, placement = place_pretrainer(config, cluster), place(config, cluster)
-    arms = {name: derive(config, values, f"arms.{name}") for name, values in config.arms.items()}
-    for arm in arms.values():
-        flow_limits(arm)
-        place_pretrainer(arm, cluster)
-        place(arm, cluster)
-    lines = [_arms_line(arms, cluster, pretrainer)] if arms else []
+    arms, at_once = arms_of(config), together(config)
+    for learner in (config, *arms.values()):
+        flow_limits(learner)
+    placement = check_run(config, cluster)
+    pretrainer = next((slot for arm in at_once.values() if (slot := place_pretrainer(arm, cluster)) is not None), None)
+    others = {name: arm for name, arm in arms.items() if name not in at_once}
+    lines = [f"at the same time: {', '.join(at_once)}."] if len(at_once) > 1 else []
+    lines += [_arms_line(others, cluster, pretrainer)] if others else []
+    lines += [line for name, arm in {main_arm(config): config, **arms}.items() if (line := _seeds_line(name, arm))]
     if cluster.started_here and cluster.nodes[0].cpus > usable_cpus():
         lines.append(
             f"{cluster.nodes[0].cpus:g} logical CPUs are promised on {usable_cpus()} that this process may use."
         )
     return Group(
-        _workers(config, pretrainer, placement),
+        _workers(at_once, pretrainer, placement),
         Text(),
-        _nodes(cluster, placement),
+        _nodes(cluster, placement, several=len(at_once) > 1),
         *(Text(line, style="dim") for line in ["", *lines]),
     )
 
 
-def _workers(config: Config, pretrainer: Slot | None, placement: Placement) -> Table:
-    table = Table("worker", "node", "CPU", "GPU", "device", box=None, pad_edge=False)
-    slots = [*([pretrainer] if pretrainer is not None else []), *placement.slots]
-    for slot in slots:
+def _workers(at_once: dict[str, Config], pretrainer: Slot | None, placement: Placement) -> Table:
+    """Who goes where; with a column that says whose where several learners are there at once."""
+    several, main = len(at_once) > 1, next(iter(at_once.values()))
+    heads = ["worker", "node", "CPU", "GPU", "device"]
+    table = Table(*(["arm"] if several else []), *heads, box=None, pad_edge=False)
+    for slot in [*([pretrainer] if pretrainer is not None else []), *placement.slots]:
         role = slot.worker.split("/")[0]
         section = {**SECTIONS, PRETRAINER: "denoiser"}[role]
         when = " (first)" if role == PRETRAINER else ""
-        device = getattr(getattr(config, section), "device", "cpu")
-        table.add_row(slot.worker + when, slot.node, f"{slot.cpus:g}", _gpus(slot), device)
+        device = getattr(getattr(at_once.get(slot.arm, main), section), "device", "cpu")
+        cells = [slot.worker + when, slot.node, f"{slot.cpus:g}", _gpus(slot), device]
+        table.add_row(*([slot.arm or "all"] if several else []), *cells)
     return table
 
 
@@ -82,7 +86,7 @@ def _gpus(slot: Slot) -> str:
     )
 
 
-def _nodes(cluster: Cluster, placement: Placement) -> Table:
+def _nodes(cluster: Cluster, placement: Placement, several: bool) -> Table:
     """What each node has, and what the workers of the main run (and others) take of it."""
     table = Table("node", "workers", "CPU taken", "GPU taken", box=None, pad_edge=False)
     for node in cluster.nodes:
@@ -94,16 +98,29 @@ def _nodes(cluster: Cluster, placement: Placement) -> Table:
                 shares[number] += share
         gpus = ", ".join(f"GPU {number}: {round(share, 4):g}" for number, share in enumerate(shares)) or "none"
         home = " (driver)" if node.name == cluster.driver else ""
-        table.add_row(node.name + home, _names(slots), f"{round(cpus, 4):g} of {node.cpus:g}", gpus)
+        arms = list(dict.fromkeys(slot.arm for slot in slots))
+        names = "; ".join(
+            (f"{arm}: " if several else "") + _names([slot for slot in slots if slot.arm == arm]) for arm in arms
+        )
+        table.add_row(node.name + home, names or "-", f"{round(cpus, 4):g} of {node.cpus:g}", gpus)
     return table
 
 
 def _names(slots: list[Slot]) -> str:
-    """``learner/0, generator/0 1 2``."""
+    """``learner/0, generator/0 1 2`` of one learner."""
     roles = groupby(
         sorted(slots, key=lambda slot: slot.worker.split("/")[0]), key=lambda slot: slot.worker.split("/")[0]
     )
-    return ", ".join(f"{role}/{' '.join(s.worker.split('/')[1] for s in group)}" for role, group in roles) or "-"
+    return ", ".join(f"{role}/{' '.join(s.worker.split('/')[1] for s in group)}" for role, group in roles)
+
+
+def _seeds_line(name: str, config: Config) -> str:
+    """What ``learner.seeds`` does, where there are several."""
+    seeds, batch = config.seeds, config.generator.batch
+    if len(seeds) == 1:
+        return ""
+    text = f"{name}: one learner trains the seeds {seeds[0]} to {seeds[-1]} at once"
+    return text + (f"; each block has {batch} trajectories for each of them." if config.generator.count else ".")
 
 
 def _arms_line(arms: dict[str, Config], cluster: Cluster, pretrainer: Slot | None) -> str:

@@ -15,7 +15,7 @@ import ray
 from raydiff.config import Config
 from raydiff.errors import RunFailed, UserError
 from raydiff.roles.models import Models
-from raydiff.runtime.actors import SamplerActor, split_blob
+from raydiff.runtime.actors import SamplerActor, split_blobs
 from raydiff.runtime.join import running_ray
 from raydiff.synthesis.pool import LEARNER_ID, Made
 from raydiff.types import PolicyBlob
@@ -29,7 +29,7 @@ class RayPool:
 
     def __init__(self, config: Config, models: Models, policy: PolicyBlob, guided: bool, say: Callable[[str], None]):
         self.config, self.guided, self.say = config, guided, say
-        weights, self.header = split_blob(policy)
+        weights, self.headers = split_blobs([policy])
         self.models, self.weights = ray.put(models), ray.put(weights)
         self.actors: dict[str, Any] = {}
         self.starting: dict[ray.ObjectRef, tuple[str, float]] = {}
@@ -55,7 +55,7 @@ class RayPool:
         held = Counter(name for name, _, _ in self.calls.values())
         name = min((name for name in self.actors if name not in starting), key=held.__getitem__)
         rows, ref = self.actors[name].generate.remote(
-            self.weights, self.header, self.config.generator.batch, shard, shard, self.guided
+            self.weights, self.headers, self.config.generator.batch, shard, shard, self.guided
         )
         self.calls[ref] = (name, shard, rows)
 
@@ -82,7 +82,7 @@ class RayPool:
     def _finished(self, ref: ray.ObjectRef) -> list[Made]:
         name, shard, payload = self.calls[ref]
         try:
-            report, rows = ray.get(ref), ray.get(payload)
+            (report,), rows = ray.get(ref), ray.get(payload)
         except ray.exceptions.RayError as error:
             return self._lost(name, error)
         del self.calls[ref]

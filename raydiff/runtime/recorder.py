@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from raydiff.evaluation.statistics import mean_over_runs
 from raydiff.metrics import MetricsWriter, Record
 from raydiff.replay.block import BlockReport
-from raydiff.roles.auditor import AuditReport
+from raydiff.roles.auditor import AuditReport, joint_error
 from raydiff.roles.evaluator import EvaluationReport
 from raydiff.roles.learner import TrainReport
 from raydiff.runtime import messages as m
@@ -79,18 +81,27 @@ class Recorder:
 
     def outcome(self, outcome: Outcome, conductor: Conductor) -> None:
         """Write what happened. Call it after the conductor heard of it."""
-        match outcome.report:
-            case TrainReport():
-                self._write(self._train(outcome.report, outcome.worker, conductor))
-            case BlockReport():
-                self._write(self._block(outcome.report, outcome.worker, conductor))
-                self._strength(outcome.report, conductor)
-            case EvaluationReport():
-                self._write(self._evaluate(outcome.report, outcome.worker))
-            case AuditReport():
-                self._write(self._audit(outcome.report, outcome.worker, conductor))
+        reports, seeds = outcome.reports, conductor.config.seeds
+        match reports:
+            case (TrainReport(), *_):
+                self._trained(reports, conductor)
+                records = [self._train(report, outcome.worker, conductor) for report in reports]
+            case (BlockReport(), *_):
+                records = [self._block(report, outcome.worker, conductor) for report in reports]
+                self.provenance += [self._origin(*pair, len(seeds)) for pair in zip(reports, seeds, strict=True)]
+            case (EvaluationReport(), *_):
+                self._scored(reports)
+                records = [self._evaluate(report, outcome.worker) for report in reports]
+            case (AuditReport(), *_):
+                self.error = joint_error(reports)
+                records = [self._audit(report, outcome.worker, conductor) for report in reports]
             case _:
+                records = []
                 self._event(outcome, conductor)
+        for seed, record in zip(seeds if records else (), records, strict=True):
+            self._write({**record, "seed": seed} if len(seeds) > 1 else record)
+        if reports and isinstance(reports[0], BlockReport):
+            self._strength(reports[0], conductor)
         self._warn(conductor)
 
     def tick(self, conductor: Conductor) -> None:
@@ -139,12 +150,16 @@ class Recorder:
         record.setdefault("time", {})["at"] = time.time()
         self.writer.write(record)
 
-    def _train(self, report: TrainReport, worker: str, conductor: Conductor) -> Record:
-        self.updates.add(report.updates)
-        if report.lag is not None:
-            self.lag = (report.lag.mean, float(report.lag.max))
+    def _trained(self, reports: Sequence[TrainReport], conductor: Conductor) -> None:
+        """What is counted once for all seeds, which are in step."""
+        self.updates.add(reports[0].updates)
+        lags = [report.lag for report in reports if report.lag is not None]
+        if lags:
+            self.lag = (sum(lag.mean for lag in lags) / len(lags), float(max(lag.max for lag in lags)))
         # Counted up to the end of this chunk: those in flight were issued but not yet drawn.
-        self.drawn += report.updates * conductor.limits.synthetic_per_update if report.lag is not None else 0
+        self.drawn += reports[0].updates * conductor.limits.synthetic_per_update if lags else 0
+
+    def _train(self, report: TrainReport, worker: str, conductor: Conductor) -> Record:
         return {
             "kind": "train",
             "update": report.update,
@@ -156,12 +171,15 @@ class Recorder:
             "time": {"worker": worker, "start": report.start, "end": report.end, "waited": report.waited},
         }
 
+    @staticmethod
+    def _origin(report: BlockReport, seed: int, seeds: int) -> dict[str, Any]:
+        """A row of the table of provenance."""
+        row = {**asdict(report.provenance), "trajectories": report.trajectories, "transitions": report.transitions}
+        return {**row, "run_seed": seed} if seeds > 1 else row
+
     def _block(self, report: BlockReport, worker: str, conductor: Conductor) -> Record:
         self.trajectories[worker].add(report.trajectories)
         origin = report.provenance
-        self.provenance.append(
-            {**asdict(origin), "trajectories": report.trajectories, "transitions": report.transitions}
-        )
         return {
             "kind": "block",
             "block": origin.block,
@@ -181,15 +199,25 @@ class Recorder:
             "time": {"worker": worker, **origin.time},
         }
 
-    def _evaluate(self, report: EvaluationReport, worker: str) -> Record:
-        score = report.normalized or report.raw
-        self.score = (score.mean, score.low, score.high)
-        if report.final:
+    def _scored(self, reports: Sequence[EvaluationReport]) -> None:
+        """Scores for the status table, and at the end said aloud: over episodes, or over seeds where there are some."""
+        scores = [report.normalized or report.raw for report in reports]
+        first, each = reports[0], ", ".join(f"{score.mean:.1f}" for score in scores)
+        mean, low, high = scores[0].mean, scores[0].low, scores[0].high
+        if len(scores) > 1:
+            found = mean_over_runs([[score.mean for score in scores]], 0)
+            mean, low, high = found.value, *(found.value if side is None else side for side in (found.low, found.high))
+        self.score = (mean, low, high)
+        if first.final:
+            many = len(scores) > 1
+            verb = "score" if first.normalized else "return"
             self.message(
-                f"{self.arm}: the policy after {report.version:,} updates "
-                f"{'scores' if report.normalized else 'returns'} {score.mean:.1f} "
-                f"[{score.low:.1f}, {score.high:.1f}] over {score.episodes} episodes"
+                f"{self.arm}: the {'policies' if many else 'policy'} after {first.version:,} updates "
+                f"{verb if many else verb + 's'} {mean:.1f} [{low:.1f}, {high:.1f}] over "
+                + (f"{len(scores)} seeds ({each})" if many else f"{scores[0].episodes} episodes")
             )
+
+    def _evaluate(self, report: EvaluationReport, worker: str) -> Record:
         return {
             "kind": "evaluate",
             "update": report.version,
@@ -208,7 +236,6 @@ class Recorder:
             self._write({"kind": "strength", "update": conductor.update, **state})
 
     def _audit(self, report: AuditReport, worker: str, conductor: Conductor) -> Record:
-        self.error = report.error
         record = report.as_record()
         record["time"]["worker"] = worker
         return {**record, "update": conductor.update}
@@ -236,7 +263,7 @@ class Recorder:
         dropped = sum(
             n for reason, n in conductor.discards.items() if reason.startswith("trajectories") and reason != FILTERED
         )
-        made = conductor.generated + conductor.refined + dropped
+        made = (conductor.generated + conductor.refined) * len(conductor.config.seeds) + dropped
         if not self.warned and made > 10_000 and dropped > DISCARD_WARNING * made:
             self.warned = True
             self.message(f"{self.arm}: {dropped} of {made} trajectories were dropped: {dict(conductor.discards)}")

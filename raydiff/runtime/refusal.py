@@ -6,12 +6,13 @@ Every change that is proposed has been tried: with it alone, everything fits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from raydiff.config import Config
 from raydiff.errors import UserError
+from raydiff.presets import arms_of, together
 from raydiff.runtime.placement import (
     RESOLUTION,
     Cluster,
@@ -22,11 +23,12 @@ from raydiff.runtime.placement import (
     Slot,
     attempt,
     attempt_pretrainer,
-    check_devices,
+    attempt_together,
     demands,
     pretrainer_demand,
     units,
 )
+from raydiff.runtime.plan import check_devices
 
 MOST_NODES = 4
 MOST_CHANGES = 2
@@ -53,6 +55,21 @@ def place(config: Config, cluster: Cluster) -> Placement:
     raise _refuse(config, cluster, result, demands(config), _roles_fit)
 
 
+def place_together(config: Config, cluster: Cluster) -> Placement:
+    """The place of every worker of the learners that run at the same time (``presets.together``), whose slots name
+    their arms. Raises ``PlacementRefused`` where there is none."""
+    arms = together(config)
+    for arm in arms.values():
+        check_devices(arm)
+    result = attempt_together(arms, cluster)
+    if isinstance(result, Placement):
+        return result
+    if len(arms) == 1:
+        return place(config, cluster)  # refuses in the words for one learner
+    rows = [row for name, arm in arms.items() for row in demands(arm, name)]
+    raise _refuse(config, cluster, result, rows, _together_fit)
+
+
 def place_pretrainer(config: Config, cluster: Cluster) -> Slot | None:
     """The pretrainer's place, or None where no model is needed. Raises ``PlacementRefused``."""
     if not config.generator.count:
@@ -69,8 +86,29 @@ def check_placement(config: Config, cluster: Cluster) -> None:
     place(config, cluster)
 
 
+def check_run(config: Config, cluster: Cluster) -> Placement:
+    """Refuse what the cluster cannot hold of a whole run: those that are there at once together, each of the other arms
+    by itself, and before them the pretrainer. Returns the placement of the first."""
+    at_once = together(config)
+    for arm in at_once.values():
+        place_pretrainer(arm, cluster)
+    placement = place_together(config, cluster)
+    for name, arm in arms_of(config).items():
+        if name not in at_once:
+            check_placement(arm, cluster)
+    return placement
+
+
 def _roles_fit(config: Config, cluster: Cluster) -> bool:
     return isinstance(attempt(config, cluster), Placement)
+
+
+def _together_fit(config: Config, cluster: Cluster) -> bool:
+    return isinstance(attempt_together(together(config), cluster), Placement)
+
+
+def _apart_fit(config: Config, cluster: Cluster) -> bool:
+    return all(_roles_fit(arm, cluster) for arm in together(config).values())
 
 
 def _pretrainer_fits(config: Config, cluster: Cluster) -> bool:
@@ -82,16 +120,20 @@ def _refuse(config: Config, cluster: Cluster, shortage: Shortage, rows: list[Dem
     node = None if cluster.started_here else _new_node(config, cluster, rows, fits)
     advice = [f"{key} to {value}" for key, _, value in (change.partition("=") for change in changes)]
     ways = [f"lower {' or '.join(advice)}"] if advice else []
-    if cluster.started_here and (logical := _logical_cpus(config, cluster, fits)) is not None:
+    if cluster.started_here and (logical := _logical_cpus(config, cluster, rows, fits)) is not None:
         changes = (*changes, f"cluster.cpus={logical}")
         ways.append(f"let Ray count {logical} CPUs here with cluster.cpus={logical}")
     if node is not None:
         ways.append(f"add a node with {_amounts(node.cpus, len(node.gpus))}")
+    if shortage.demand.arm and _apart_fit(config, cluster):
+        changes = (*changes, "arms_together=false")
+        ways.append("run them one after the other with arms_together=false")
     what = ", or ".join(ways) if ways else "lower what several roles ask for, or use a larger machine"
-    return PlacementRefused(f"{_explain(shortage)}. {what[0].upper()}{what[1:]}.", changes, node, rows)
+    text = f"{_explain(shortage, rows)}. {_needs(rows)}{what[0].upper()}{what[1:]}."
+    return PlacementRefused(text, changes, node, rows)
 
 
-def _explain(shortage: Shortage) -> str:
+def _explain(shortage: Shortage, rows: list[Demand]) -> str:
     """``generator 5/5 needs 0.4 GPU; node a: GPU 0 has 0.2, GPU 1 has 0.2 left``."""
     demand, room = shortage.demand, shortage.left
     nodes = sorted(room.cluster.nodes, key=lambda node: -room.free(node.name, demand))
@@ -99,11 +141,27 @@ def _explain(shortage: Shortage) -> str:
     short = {name for names in lacking.values() for name in names}
     needs = _amounts(demand.cpus if "CPU" in short else 0, demand.gpus if "GPU" in short else 0)
     who = demand.role if demand.section == "denoiser" else f"{demand.role} {shortage.number}/{demand.count}"
+    who += f" of {demand.arm}" if demand.arm else ""
     parts = [_left(shortage, node, lacking[node.name]) for node in nodes[:MOST_NODES]]
     if len(nodes) > MOST_NODES:
         parts.append(f"{len(nodes) - MOST_NODES} more nodes have no more")
     what = "This machine" if room.cluster.started_here else "The cluster"
-    return f"{what} cannot place every role: {who} needs {needs}; {'; '.join(parts)}"
+    arms = list(dict.fromkeys(row.arm for row in rows if row.arm))
+    whose = f" of {len(arms)} arms together" if arms else ""
+    return f"{what} cannot place every role{whose}: {who} needs {needs}; {'; '.join(parts)}"
+
+
+def _needs(rows: list[Demand]) -> str:
+    """``The arms need 3.5 CPU: guided 1.75 CPU, iql 1.75 CPU. `` of learners that are placed together, else nothing."""
+    arms = dict.fromkeys(row.arm for row in rows if row.arm)
+    if not arms:
+        return ""
+
+    def total(own: list[Demand]) -> str:
+        return _amounts(*(sum(getattr(row, key) * row.count for row in own) for key in ("cpus", "gpus"))) or "nothing"
+
+    each = [f"{name} {total([row for row in rows if row.arm == name])}" for name in arms]
+    return f"The arms need {total(rows)}: {', '.join(each)}. "
 
 
 def _left(shortage: Shortage, node: Node, lacking: list[str]) -> str:
@@ -128,11 +186,13 @@ def _changes(config: Config, cluster: Cluster, shortage: Shortage, rows: list[De
     room, demand = shortage.left, shortage.demand
     short = {name for node in room.cluster.nodes for name in room.lacks(node.name, demand)}
     keys = [key for key, name in (("gpus", "GPU"), ("cpus", "CPU")) if name in short]
-    others = [row for row in rows if row.section != demand.section and any(getattr(row, key) for key in keys)]
-    for group in ([demand], others):
-        found = [change for row in group for change in _changes_of(config, cluster, row, keys, fits)]
+    alike = [row for row in rows if row.section == demand.section and row.arm != demand.arm]
+    others = [row for row in rows if row.section != demand.section]
+    for group in ([demand], alike, others):
+        wanted = [row for row in group if any(getattr(row, key) for key in keys)]
+        found = dict.fromkeys(change for row in wanted for change in _changes_of(config, cluster, row, keys, fits))
         if found:
-            return tuple(found[:MOST_CHANGES])
+            return tuple(found)[:MOST_CHANGES]
     return ()
 
 
@@ -141,14 +201,14 @@ def _changes_of(config: Config, cluster: Cluster, row: Demand, keys: list[str], 
         values = _lower_amounts(getattr(row, key), whole_above_one=key == "gpus")
         if key == "gpus" and not getattr(config, row.section).device.startswith("cuda"):
             values = [0.0, *values]
-        value = _largest(values, lambda value, key=key: fits(_with(config, row.section, key, value), cluster))  # type: ignore[misc]
+        value = _largest(values, lambda value, key=key: fits(_with(config, row, key, value), cluster))  # type: ignore[misc]
         if value is not None:
-            yield f"{row.section}.{key}={value:g}"
+            yield f"{_owner(config, row, key)}{row.section}.{key}={value:g}"
     if row.section in LEAST and row.count > LEAST[row.section]:
         counts = list(range(LEAST[row.section], row.count))
-        count = _largest(counts, lambda value: fits(_with(config, row.section, "count", value), cluster))
+        count = _largest(counts, lambda value: fits(_with(config, row, "count", value), cluster))
         if count is not None:
-            yield f"{row.section}.count={count}"
+            yield f"{_owner(config, row, 'count')}{row.section}.count={count}"
 
 
 def _lower_amounts(amount: float, whole_above_one: bool) -> list[float]:
@@ -171,15 +231,26 @@ def _largest(values: list[Any], works: Callable[[Any], bool]) -> Any | None:
     return best
 
 
-def _with(config: Config, section: str, key: str, value: Any) -> Config:
-    changed = getattr(config, section).model_copy(update={key: value})
-    return config.model_copy(update={section: changed})
+def _owner(config: Config, row: Demand, key: str) -> str:
+    """``arms.NAME.`` where the row's arm has a value of its own for the key, else nothing: then the run's counts."""
+    own = config.arms.get(row.arm, {})
+    group = own.get(row.section)
+    given = f"{row.section}.{key}" in own or (isinstance(group, Mapping) and key in group)
+    return f"arms.{row.arm}." if given else ""
 
 
-def _logical_cpus(config: Config, cluster: Cluster, fits: Fits) -> int | None:
+def _with(config: Config, row: Demand, key: str, value: Any) -> Config:
+    if _owner(config, row, key):
+        own = {**config.arms[row.arm], f"{row.section}.{key}": value}
+        return config.model_copy(update={"arms": {**config.arms, row.arm: own}})
+    changed = getattr(config, row.section).model_copy(update={key: value})
+    return config.model_copy(update={row.section: changed})
+
+
+def _logical_cpus(config: Config, cluster: Cluster, rows: list[Demand], fits: Fits) -> int | None:
     """The least ``cluster.cpus`` with which everything fits on the Ray that is started here."""
     [node] = cluster.nodes
-    total = sum(units(row.cpus) * row.count for row in [*demands(config), pretrainer_demand(config)])
+    total = sum(units(row.cpus) * row.count for row in [*rows, pretrainer_demand(config)])
     for cpus in range(math.floor(node.cpus) + 1, math.ceil(total / RESOLUTION) + 1):
         if fits(config, replace(cluster, nodes=(replace(node, cpus=float(cpus)),))):
             return cpus

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 # As in raydiff.runtime.cluster, for whoever imports this file first.
@@ -37,6 +39,14 @@ def actor_options(cpus: float, gpus: float, slot: Slot | None, cluster: Cluster 
 def with_options(actor: Any, options: dict[str, Any]) -> Any:
     """An actor class with resources; Ray adds ``options`` to it, which type checkers cannot know."""
     return actor.options(**options)
+
+
+def pass_over(results: Iterable[Any]) -> None:
+    """Look at errors among results that nobody will ask for. A call's error comes with each of its results, and Ray
+    prints a traceback for those that are let go unseen, though the error is reported once already."""
+    for result in results:
+        with contextlib.suppress(ray.exceptions.RayError):  # that includes results which are not there yet
+            ray.get(result, timeout=0)
 
 
 def failure(what: str, error: Exception) -> Exception:

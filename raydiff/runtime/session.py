@@ -1,14 +1,14 @@
 """A whole ``raydiff train``: data, models, the main run and the arms it is compared with, summary and report.
 
 Arms without generators need no model, so they run beside the pretraining; then the main run has the machine to
-itself; then the remaining arms.
+itself; then the remaining arms. With ``arms_together`` these run at the same time as the main run.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +16,17 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from raydiff.checkpoint import save_learner
+from raydiff.checkpoint import part_name, save_learner
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
+from raydiff.data.rewards import resolve_rewards
 from raydiff.data.source import cache_folder, check_cache, load_dataset, resolve
 from raydiff.data.windows import make_windows
 from raydiff.envs.registry import environment_of
 from raydiff.errors import RunFailed
 from raydiff.evaluation.audit import auditable
 from raydiff.metrics import MetricsWriter
-from raydiff.presets import derive, main_arm
+from raydiff.presets import arms_of, main_arm, together
 from raydiff.replay.provenance import write_provenance
 from raydiff.replay.samples import MOST, write_samples
 from raydiff.report import write_report
@@ -36,9 +37,9 @@ from raydiff.run_folder import OnExisting, check_run_folder, create_run_folder
 from raydiff.runtime.conductor import Conductor
 from raydiff.runtime.crew import Crew, Materials, Progress
 from raydiff.runtime.placement import Cluster
-from raydiff.runtime.plan import check_blocks
+from raydiff.runtime.plan import check_blocks, check_blocks_together
 from raydiff.runtime.recorder import Recorder
-from raydiff.runtime.refusal import place
+from raydiff.runtime.refusal import place, place_together
 from raydiff.runtime.running import Running
 from raydiff.runtime.steering import make_controller
 from raydiff.runtime.venue import venue
@@ -52,7 +53,7 @@ RuntimeName = Literal["ray", "local"]
 class Backend(Protocol):
     """What ``session`` needs of a runtime: crews, a way to sleep until something happens, and models."""
 
-    def crew(self, materials: Materials) -> Crew: ...
+    def crews_of(self, learners: list[Materials]) -> Sequence[Crew]: ...
 
     def wait(self, crews: list[Crew]) -> None: ...
 
@@ -84,6 +85,7 @@ class Session:
     models: Models | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     def transitions(self, config: Config) -> Transitions:
         """What an arm learns from; with the data's next actions where its learner needs them."""
@@ -101,19 +103,27 @@ class Session:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
-    def begin(self, arm: str, config: Config) -> Running:
-        models = self.models if config.generator.count else None
-        crew = self.backend.crew(Materials(config, arm, self.transitions(config), models))
-        conductor = Conductor(config, arm, make_controller(config, self.dataset.action_size))
-        running = Running(conductor, crew, Recorder(self.writer, arm, self.board.message))
-        crew.start()
-        return running
+    def begin(self, arms: Mapping[str, Config]) -> list[Running]:
+        """Start the learners of some arms, placed together."""
+        learners = [
+            Materials(config, arm, self.transitions(config), self.models if config.generator.count else None)
+            for arm, config in arms.items()
+        ]
+        started = []
+        for materials, crew in zip(learners, self.backend.crews_of(learners), strict=True):
+            config, arm = materials.config, materials.learner_id
+            conductor = Conductor(config, arm, make_controller(config, self.dataset.action_size))
+            crew.start()
+            started.append(Running(conductor, crew, Recorder(self.writer, arm, self.board.message)))
+        return started
 
     def end(self, running: Running) -> None:
         """Save what the arm leaves behind and let its actors go."""
         arm, conductor = running.recorder.arm, running.conductor
-        policy, state = running.crew.learner_state()
-        save_learner(self.folder / "checkpoints", arm, policy, state)
+        seeds = conductor.config.seeds
+        for seed, (policy, state) in zip(seeds, running.crew.learner_states(), strict=True):
+            name = part_name(arm, seed if len(seeds) > 1 else None)
+            save_learner(self.folder / "checkpoints", name, policy, state)
         if running.recorder.provenance:
             write_provenance(self.folder / "replay" / f"{arm}.parquet", running.recorder.provenance)
         rows = running.crew.newest_block()
@@ -122,8 +132,9 @@ class Session:
             write_samples(self.folder / "replay" / f"{arm}_sample.npz", data)
         self.summaries[arm] = {
             "updates": conductor.update,
-            "trajectories_generated": conductor.generated,
-            "trajectories_refined": conductor.refined,
+            "seeds": list(seeds),
+            "trajectories_generated": conductor.generated * len(seeds),
+            "trajectories_refined": conductor.refined * len(seeds),
             "updates_on_real_data_alone": conductor.real_only if conductor.limits.slots else conductor.update,
             "samples_per_insert": {
                 "target": conductor.target_ratio,
@@ -134,26 +145,46 @@ class Session:
         }
         running.crew.close()
 
-    def run_all(self, arms: list[tuple[str, Config]], pretraining: Pretraining | None = None) -> None:
-        """Run the arms, as many at once as the machine has room for, beside the pretraining if there is any."""
-        waiting, active = deque(arms), list[Running]()
+    def run_all(
+        self, arms: Mapping[str, Config], pretraining: Pretraining | None = None, together: bool = False
+    ) -> None:
+        """Run the arms, as many at once as the machine has room for, beside the pretraining if there is any.
+
+        ``together``: all of them at once (by turns where the runtime is one process). What fails one of them is then
+        noted in ``failed``, and the others go on.
+        """
+        groups = [dict(arms)] if together else [{name: arm} for name, arm in arms.items()]
+        waiting, active = deque(groups), list[Running]()
         try:
             while waiting or active or pretraining is not None:
-                room = self.backend.learners_at_once([arm for _, arm in arms], pretraining is not None)
-                while waiting and len(active) < room:
-                    active.append(self.begin(*waiting.popleft()))
+                room = self.backend.learners_at_once(list(arms.values()), pretraining is not None)
+                while waiting and (together or len(active) < room):
+                    active += self.begin(waiting.popleft())
                 self.backend.wait([running.crew for running in active])
-                for running in active:
-                    self._step(running)
-                for running in [r for r in active if r.finished]:
-                    self.end(running)
-                    active.remove(running)
+                active = [running for running in active if not self._done(running, together)]
                 if pretraining is not None and pretraining.advance():
                     pretraining = None
                 self.board.update(self._statuses(active, pretraining))
         finally:
             for running in active:
                 running.crew.close()
+
+    def _done(self, running: Running, together: bool) -> bool:
+        """One step of an arm; whether it has ended by it."""
+        try:
+            self._step(running)
+            if running.finished:
+                self.end(running)
+        except RunFailed as error:
+            if not together:
+                raise
+            arm = running.recorder.arm
+            running.crew.close()
+            self.failed[arm] = str(error)
+            event = {"kind": "event", "event": "arm_failed", "arm": arm, "worker": "", "detail": str(error)}
+            self.writer.write({**event, "time": {"at": time.time()}})
+            self.board.message(f"{arm} has failed, the other arms go on: {error}")
+        return running.finished or running.recorder.arm in self.failed
 
     def _step(self, running: Running) -> None:
         """``running.step()``; an update that went wrong is saved first, so that it can be repeated."""
@@ -185,12 +216,10 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
     """
     begun = time.monotonic()
     config = _auditable(resolve(config))
-    arms = {
-        name: derive(config, values, f"arms.{name}") for name, values in config.arms.items() if name != main_arm(config)
-    }
+    arms = arms_of(config)
     for arm in (config, *arms.values()):
         Conductor(arm, "check")  # refuses limits that would stall
-    with venue(runtime, [config, *arms.values()], board.message) as cluster:
+    with venue(runtime, config, board.message) as cluster:
         return _train(config, arms, runtime, cluster, on_existing, board, begun)
 
 
@@ -206,13 +235,17 @@ def _train(
     main = main_arm(config)
     check_run_folder(config, on_existing)
     dataset = _load(config, board)
+    config = resolve_rewards(config, dataset)
+    arms = {name: resolve_rewards(arm, dataset) for name, arm in arms.items()}
     generating = any(arm.generator.count for arm in (config, *arms.values()))
     if generating:
         check_models(config, dataset)
         check_cache(config.data)
     if cluster is not None:
-        for arm in (config, *arms.values()):
-            check_blocks(arm, dataset.observation_size + dataset.action_size + 2, cluster, place(arm, cluster))
+        columns, at_once = dataset.observation_size + dataset.action_size + 2, together(config)
+        check_blocks_together(at_once, columns, cluster, place_together(config, cluster))
+        for arm in (arm for name, arm in arms.items() if name not in at_once):
+            check_blocks(arm, columns, cluster, place(arm, cluster))
     folder = create_run_folder(config, on_existing)
     with ExitStack() as stack:
         writer = stack.enter_context(MetricsWriter(folder))
@@ -225,25 +258,32 @@ def _train(
         session = Session(config, dataset, backend, writer, board, folder, seconds=seconds)
         _run_phases(session, main, arms)
     session.seconds["total"] = time.monotonic() - begun
-    write_summary(folder, config, dataset, main, session.summaries, session.seconds)
+    if main in session.summaries:
+        write_summary(folder, config, dataset, main, session.summaries, session.seconds, session.failed)
     write_report(folder)
+    if session.failed:
+        causes = "; ".join(f"{arm}: {cause.rstrip('.')}" for arm, cause in session.failed.items())
+        raise RunFailed(
+            f"{len(session.failed)} of {1 + len(arms)} arms failed ({causes}). {folder} has what the others came to."
+        )
     return folder
 
 
 def _run_phases(session: Session, main: str, arms: dict[str, Config]) -> None:
     config, cache = session.config, cache_folder(session.config.data)
-    early = [(name, arm) for name, arm in arms.items() if not arm.generator.count]
-    late = [(name, arm) for name, arm in arms.items() if arm.generator.count]
-    needed = bool(config.generator.count or late)
+    learners = {main: config, **arms}
+    at_once = {name: learners.pop(name) for name in together(config)}
+    early = {name: arm for name, arm in learners.items() if not arm.generator.count}
+    needed = any(arm.generator.count for arm in (*at_once.values(), *learners.values()))
     with session.phase("pretraining and real-only arms"):
         session.run_all(early, session.backend.pretrain(config, session.dataset, cache) if needed else None)
         if needed:  # in the cache by now; a node of a cluster may lack the device that they were trained on
             session.models = cached_models(config, session.dataset, cache)
-    with session.phase("main run"):
-        session.run_all([(main, config)])
-    for arm in late:
+    with session.phase("arms together" if len(at_once) > 1 else "main run"):
+        session.run_all(at_once, together=len(at_once) > 1)
+    for name in (name for name in learners if name not in early):
         with session.phase("other arms"):
-            session.run_all([arm])
+            session.run_all({name: learners[name]})
 
 
 def _auditable(config: Config) -> Config:

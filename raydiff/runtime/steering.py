@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from raydiff.config import Config
 from raydiff.guidance.strength import StrengthController
+from raydiff.runtime.pairs import TARGETS
 from raydiff.runtime.team import steers
 from raydiff.types import Agreement
 
@@ -38,7 +39,7 @@ def make_controller(config: Config, action_size: int) -> Controller | None:
     """The controller of ``guidance.automatic``; None where the strength is given."""
     if not steers(config):
         return None
-    return StrengthController(config.guidance, action_size, config.learner.algorithm == "td3_bc")
+    return StrengthController(config.guidance, action_size, TARGETS[config.learner.algorithm].deterministic)
 
 
 class Steering:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from raydiff.config import Config
+from raydiff.config import Config, DataConfig
 from raydiff.errors import UserError
 from raydiff.figures import save
 from raydiff.studies.api import Condition, Job, Study
 from raydiff.studies.figure import study_figure
 from raydiff.studies.measures import read_run
+from raydiff.studies.played import played_conditions, played_row
 from raydiff.studies.results import Results, Row
 from raydiff.studies.table import write_results
 
@@ -26,12 +27,13 @@ def gather(study: Study, base: Config, jobs: Sequence[Job], failures: Mapping[st
     conditions = {job.condition.name: job.condition for job in jobs}
     rows = [_row(condition, [j for j in jobs if j.condition.name == name], failures)
             for name, condition in conditions.items()]  # fmt: skip
+    rows += [played_row(condition, jobs) for condition in played_conditions(study, base, jobs)]
     order = list(dict.fromkeys(row.group for row in rows))
     return Results(
         study.name,
         study.title,
         sorted(rows, key=lambda row: order.index(row.group)),
-        _facts(base, jobs, rows),
+        _facts(study, base, jobs, rows),
         _learner(base),
     )
 
@@ -41,7 +43,7 @@ def publish(study: Study, results: Results, folder: Path) -> list[Path]:
     findings = study.findings(results)
     try:
         files = write_results(results, study, folder, findings)
-        figure = study_figure(results, study)
+        figure = study_figure(results, study) if study.draw is None else study.draw(results)
         if figure is not None:
             files.append(folder / "figure.png")
             save(figure, files[-1])
@@ -64,18 +66,23 @@ def _row(condition: Condition, jobs: Sequence[Job], failures: Mapping[str, str])
     )
 
 
-def _facts(base: Config, jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, Any]:
-    data = base.data
-    collected = f"{data.environment}, {data.level}, {data.transitions:,} transitions collected here"
+def _facts(study: Study, base: Config, jobs: Sequence[Job], rows: Sequence[Row]) -> dict[str, Any]:
     floors = [value for row in rows for value in row.values("floor")]
+    data = [job.config.data for job in jobs] if study.across else [base.data]
     return {
-        "dataset": data.dataset if data.dataset is not None else collected,
+        "dataset": "; ".join(dict.fromkeys(map(_described, data))),
         "updates": base.learner.updates,
         "seeds": len({job.seed for job in jobs}),
         "runs ended": sum(job.finished for job in jobs),
         "runs in all": len(jobs),
         **({"audited error of real data": f"{np.mean(floors):.3g}"} if floors else {}),
     }
+
+
+def _described(data: DataConfig) -> str:
+    if data.dataset is not None:
+        return data.dataset
+    return f"{data.environment}, {data.level}, {data.transitions:,} transitions collected here"
 
 
 def _learner(base: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,8 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from raydiff.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, new_figure, style
 from raydiff.studies.api import Study
-from raydiff.studies.measures import MEASURES
 from raydiff.studies.results import Results, Row
+
+if TYPE_CHECKING:
+    from raydiff.studies.computed import Computed
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 MARKERS = "os^DvPX"
@@ -19,7 +22,7 @@ ROW_INCHES, PANEL_INCHES, MARGIN_INCHES = 0.26, 3.6, 1.3
 LINES = ("-", "--", ":", "-.")
 
 
-def study_figure(results: Results, study: Study) -> Figure | None:
+def study_figure(results: Results, study: Study | Computed) -> Figure | None:
     """One panel per column; a line per group over ``x`` where every condition has one; the error by step below.
 
     None where no run has ended.
@@ -36,15 +39,15 @@ def study_figure(results: Results, study: Study) -> Figure | None:
     for place, name in enumerate(columns):
         axes = figure.add_subplot(grid[0, place])
         if curves:
-            _curves(axes, rows, name, study.x)
+            _curves(axes, rows, name, study.measures[name].label, study.x)
         else:
-            _dots(axes, rows, name, first=place == 0)
+            _dots(axes, rows, name, study.measures[name].label, first=place == 0)
     if stepped:
         _steps(figure.add_subplot(grid[1, :]), stepped)
     return figure
 
 
-def _dots(axes: Axes, rows: Sequence[Row], name: str, first: bool) -> None:
+def _dots(axes: Axes, rows: Sequence[Row], name: str, label: str, first: bool) -> None:
     """A dot with its interval per condition, coloured by group, the first at the top."""
     groups = list(dict.fromkeys(row.group for row in rows))
     for place, row in enumerate(rows):
@@ -55,13 +58,13 @@ def _dots(axes: Axes, rows: Sequence[Row], name: str, first: bool) -> None:
             axes.plot([found.low, found.high], [place, place], color=COLOURS[index], linewidth=1.6)
         axes.plot(found.value, place, MARKERS[index], color=COLOURS[index], markersize=5)
         axes.plot(row.values(name), [place] * len(row.values(name)), "|", color=COLOURS[index], alpha=0.6)
-    style(axes, MEASURES[name].label, "mean and 95 % interval over seeds", "")
+    style(axes, label, "mean and 95 % interval over seeds", "")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     labels = [row.label if row.group == row.label else f"{row.group}: {row.label}" for row in rows]
     axes.set_yticks(range(len(rows)), labels if first else [""] * len(rows), fontsize=8)
 
 
-def _curves(axes: Axes, rows: Sequence[Row], name: str, x: str) -> None:
+def _curves(axes: Axes, rows: Sequence[Row], name: str, label: str, x: str) -> None:
     for index, group in enumerate(dict.fromkeys(row.group for row in rows)):
         points = sorted((row.x, e) for row in rows if row.group == group and row.x is not None
                         and (e := row.estimate(name)) is not None)  # fmt: skip
@@ -73,7 +76,7 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str, x: str) -> None:
         if known:
             xs, lows, highs = zip(*known, strict=True)
             axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    style(axes, MEASURES[name].label, x, "")
+    style(axes, label, x, "")
     axes.legend(fontsize=8, frameon=False)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
 from raydiff.evaluation.statistics import Estimate
-from raydiff.studies.measures import MEASURES
+from raydiff.studies.measures import MEASURES, Column
 from raydiff.studies.results import Results, Row, Verdict, difference, verdict
 
 PLURAL: dict[Verdict, str] = {"win": "wins", "tie": "ties", "loss": "losses"}
@@ -21,34 +21,39 @@ def best(rows: Sequence[Row], measure: str = "score") -> Row | None:
     return max(means, key=lambda pair: pair[0])[1] if means else None
 
 
-def against(rows: Sequence[Row], reference: Row, measure: str = "score") -> dict[Verdict, list[Row]]:
-    """The rows by how they do against ``reference``; those without the measure, and itself, are left out."""
+def against(
+    rows: Sequence[Row], reference: Row, measure: str = "score", measures: Mapping[str, Column] = MEASURES
+) -> dict[Verdict, list[Row]]:
+    """The rows by how they do against ``reference``; those without the measure, and itself, are left out. ``measures``
+    are the study's."""
     found: dict[Verdict, list[Row]] = {"win": [], "tie": [], "loss": []}
     for row in rows:
         if row.name != reference.name and row.values(measure):
             compared = difference(row.values(measure), reference.values(measure))
-            found[verdict(compared, MEASURES[measure].better is not False)].append(row)
+            found[verdict(compared, measures[measure].better is not False)].append(row)
     return found
 
 
-def tally(rows: Sequence[Row], reference: Row, measure: str = "score") -> str:
+def tally(
+    rows: Sequence[Row], reference: Row, measure: str = "score", measures: Mapping[str, Column] = MEASURES
+) -> str:
     """``against`` as a sentence."""
-    found = against(rows, reference, measure)
+    found = against(rows, reference, measure, measures)
     if not any(found.values()):
         return ""
     parts = [
         f"{len(some)} {PLURAL[kind] if len(some) != 1 else kind}"
-        + (f" ({'; '.join(named(row, measure) for row in some)})" if some and kind != "tie" else "")
+        + (f" ({'; '.join(named(row, measure, measures) for row in some)})" if some and kind != "tie" else "")
         for kind, some in found.items()
     ]
-    label = MEASURES[measure].label
-    return f"{label[0].upper()}{label[1:]} against {named(reference, measure)}: {', '.join(parts)}."
+    label = measures[measure].label
+    return f"{label[0].upper()}{label[1:]} against {named(reference, measure, measures)}: {', '.join(parts)}."
 
 
-def named(row: Row, measure: str = "score") -> str:
+def named(row: Row, measure: str = "score", measures: Mapping[str, Column] = MEASURES) -> str:
     """The condition with its mean and interval."""
     found = row.estimate(measure)
-    return f"{full_label(row)} at {text(found, MEASURES[measure].digits)}" if found is not None else full_label(row)
+    return f"{full_label(row)} at {text(found, measures[measure].digits)}" if found is not None else full_label(row)
 
 
 def full_label(row: Row) -> str:
@@ -76,21 +81,21 @@ def together(rows: Sequence[Row], x: str, y: str = "score") -> str:
     )
 
 
-def sweep(rows: Sequence[Row], measure: str) -> str:
+def sweep(rows: Sequence[Row], measure: str, measures: Mapping[str, Column] = MEASURES) -> str:
     """How a measure moves along ``x``: monotone or not, and where it is best."""
     points = sorted((row.x, found.value, row) for row in rows if row.x is not None and (found := row.estimate(measure)))
     if len(points) < 2:
         return ""
     steps = np.diff([value for _, value, _ in points])
     if not steps.any():
-        return f"{rows[0].group}: {MEASURES[measure].label} does not change."
+        return f"{rows[0].group}: {measures[measure].label} does not change."
     how = "rises" if (steps > 0).all() else "falls" if (steps < 0).all() else "is not monotone"
     first, last = points[0], points[-1]
     line = (
-        f"{rows[0].group}: {MEASURES[measure].label} {how} from {first[1]:.{MEASURES[measure].digits}f} at {first[0]:g} "
-        f"to {last[1]:.{MEASURES[measure].digits}f} at {last[0]:g}"
+        f"{rows[0].group}: {measures[measure].label} {how} from {first[1]:.{measures[measure].digits}f} at {first[0]:g} "
+        f"to {last[1]:.{measures[measure].digits}f} at {last[0]:g}"
     )
-    better = MEASURES[measure].better
+    better = measures[measure].better
     if better is None:
         return line + "."
     top = (max if better else min)(points, key=lambda point: point[1])

@@ -18,12 +18,18 @@ Read = Callable[[dict[str, Any], list[Record]], Value]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A column: its heading, the digits behind the point, whether more is better (None: neither), how it is read."""
+class Column:
+    """A column: its heading, the digits behind the point, whether more is better (None: neither)."""
 
     label: str
     digits: int
     better: bool | None
+
+
+@dataclass(frozen=True)
+class Measure(Column):
+    """A column that is read from a run."""
+
     read: Read
 
 
@@ -39,6 +45,30 @@ def _score(summary: dict[str, Any], _: list[Record]) -> Value:
     """Of the last policy, never of the best one seen: normalised, or the return where there is no reference."""
     score = summary["scores"][summary["main"]]
     return float((score["normalized"] or score["raw"])["mean"])
+
+
+def _normalised(summary: dict[str, Any], _: list[Record]) -> Value:
+    """1 where scores are normalised, 0 where they are returns."""
+    return float(summary["scores"][summary["main"]]["normalized"] is not None)
+
+
+def _behaviour(summary: dict[str, Any], _: list[Record]) -> Value:
+    """What the data's own episodes score; None where they have none that is whole."""
+    score = summary["scores"].get("behaviour")
+    return float((score["normalized"] or score["raw"])["mean"]) if score else None
+
+
+def _curve(records: list[Record]) -> dict[float, float]:
+    """Scores by update, of the last policy those of the final evaluation."""
+    scored = sorted(select(records, "evaluate"), key=lambda r: (r["update"], r["final"]))
+    return {float(r["update"]): float((r["normalized"] or r["raw"])["mean"]) for r in scored}
+
+
+def _update_ms(_: dict[str, Any], records: list[Record]) -> Value:
+    """Milliseconds the learner spent per update."""
+    chunks = select(records, "train")
+    spent = sum(r["time"]["end"] - r["time"]["start"] for r in chunks)
+    return 1e3 * spent / updates if (updates := sum(r["updates"] for r in chunks)) else None
 
 
 def _floor(summary: dict[str, Any], _: list[Record]) -> Value:
@@ -102,6 +132,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 MEASURES: dict[str, Measure] = {
     "score": Measure("final score", 1, True, _score),
+    "curve": Measure("score", 1, True, lambda _, records: list(_curve(records).values())),
+    "scored_at": Measure("updates", 0, None, lambda _, records: list(_curve(records))),
+    "behaviour": Measure("score of the data", 1, None, _behaviour),
+    "normalised": Measure("normalised", 0, None, _normalised),
     "error": Measure("audited error", 3, False, _error),
     "floor": Measure("error of real data", 3, None, _floor),
     "error_by_step": Measure("error by step", 4, False, _error_by_step),
@@ -114,5 +148,6 @@ MEASURES: dict[str, Measure] = {
     "legal": Measure("legal share", 3, True, _of_audits("legal")),
     "calls": Measure("network calls", 0, False, _calls),
     "trajectories": Measure("trajectories", 0, None, _trajectories),
+    "update_ms": Measure("ms per update", 1, False, _update_ms),
     "seconds": Measure("seconds", 0, False, _seconds),
 }

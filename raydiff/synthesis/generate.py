@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files
+from raydiff.checkpoint import POLICY_SUFFIX, load_policy, policy_files, policy_of
 from raydiff.config import Config
 from raydiff.data.source import cache_folder, check_cache, load_dataset
 from raydiff.errors import UserError
@@ -53,17 +53,17 @@ def open_source(path: Path, arm: str | None, overrides: list[str]) -> Source:
             f"{path} is neither a run of raydiff (a folder with config.yaml) nor the file of a policy in a run's "
             f"checkpoints folder (ARM{POLICY_SUFFIX})."
         )
-    arms = list(policy_files(folder))
-    if not arms:
+    files = policy_files(folder)
+    if not files:
         raise UserError(f"{folder} has no finished arm yet: checkpoints/ARM{POLICY_SUFFIX} is missing.")
     config = load_config(folder / "config.yaml", ["arms={}", *overrides])
     main = main_arm(load_config(folder / "config.yaml"))
-    arm = arm or (main if main in arms else arms[0])
-    if arm not in arms:
-        raise UserError(f"{folder} has no arm {arm}. It has: {', '.join(arms)}.")
+    name = policy_of(files, arm) if arm else policy_of(files, main) or next(iter(files))
+    if name is None:
+        raise UserError(f"{folder} has no arm {arm}. It has: {', '.join(files)}.")
     if config.generator.count < 1:
         raise UserError(f"generator.count={config.generator.count}: a dataset needs a generator. Set it to 1 or more.")
-    return Source(config, arm, load_policy(policy_files(folder)[arm]))
+    return Source(config, name, load_policy(files[name]))
 
 
 def generate_dataset(

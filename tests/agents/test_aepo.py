@@ -286,7 +286,7 @@ def test_in_support_targets_average_by_softmax() -> None:
     learner, data = agent(critic="isql", support_beta=2.0), batch()
     critics = learner.critics
     assert isinstance(critics, InSupportCritics)
-    critics.store(data.next_observation, torch.Generator().manual_seed(0))
+    critics.store(data.next_observation, 0)
     actions, before = critics._support(data.next_observation), learner.state_dict()
     q = torch.stack([critics.target_values(data.next_observation, actions[:, k]).amin(0) for k in range(3)], 1)
     target = data.reward + 0.99 * (1 - data.terminal) * ((2 * q).exp() * q).sum(1) / (2 * q).exp().sum(1)

@@ -12,7 +12,6 @@ from torch import Tensor
 from raydiff.agents.policy import Policy
 from raydiff.agents.qgpo import QGPO
 from raydiff.agents.registry import build_agent
-from raydiff.agents.support_actions import SupportActions
 from raydiff.config_learner import LearnerConfig, QGPOConfig
 from raydiff.diffusion.vp import add_noise
 from raydiff.replay.table import Table
@@ -203,31 +202,19 @@ def test_support_comes_from_the_unguided_behaviour() -> None:
     assert torch.equal(before, learner.sample_behaviour(states, torch.Generator().manual_seed(1)))
 
 
-def test_lookup_finds_exactly_the_observations_that_it_holds() -> None:
-    generator = torch.Generator().manual_seed(3)
-    held = torch.randint(-2, 3, (500, 4), generator=generator).float()
-    support = SupportActions(held, lambda rows: rows[:, None, :2].expand(-1, 3, 2))
-    assert len(support) == len(torch.unique(held, dim=0))
-    asked = torch.cat([held, held + 0.5, held.flip(1)])
-    action, found = support(asked)
-    rows = {tuple(row) for row in held.tolist()}
-    assert found.tolist() == [tuple(row) in rows for row in asked.tolist()]
-    assert torch.equal(action[found], asked[found][:, None, :2].expand(-1, 3, 2))
-
-
-def test_support_does_not_depend_on_the_order_of_rows() -> None:
-    held = torch.randn(200, 4, generator=torch.Generator().manual_seed(4))
-    random = torch.Generator()
-
-    def draw(rows: Tensor) -> Tensor:
-        return torch.randn(len(rows), 2, 2, generator=random)
-
-    actions = []
-    for order in (held, held.flip(0), torch.cat([held, held])):
-        random.manual_seed(0)
-        actions.append(SupportActions(order, draw)(held)[0])
-    assert torch.equal(actions[0], actions[1])
-    assert torch.equal(actions[0], actions[2])
+def test_support_is_drawn_as_it_is_needed_and_does_not_depend_on_when() -> None:
+    """No work when the stage begins; and the same bits whichever batches come first."""
+    data = everything(table(rows=400))
+    parts = [[data.observation[:40], data.observation[40:90], data.next_observation], [data.next_observation.flip(0)]]
+    found = []
+    for asked in parts:
+        learner = critic_stage(agent(), table(rows=400))
+        assert learner._stored is not None
+        assert learner._stored.left == len(learner._stored) == 600
+        for rows in asked:
+            learner.support(rows)
+        found.append(learner.support(data.observation))
+    assert torch.equal(*found)
 
 
 # ------------------------------------------------------------------------------------------------ policy and state

@@ -10,8 +10,9 @@ import torch
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from raydiff.agents.expectile import expectile_loss
 from raydiff.agents.state import load_parts, save_parts
-from raydiff.agents.value_critics import ValueCritics, expectile_loss
+from raydiff.agents.value_critics import ValueCritics
 from raydiff.config_learner import LearnerConfig
 
 QUANTILES = (np.arange(512) + 0.5) / 512

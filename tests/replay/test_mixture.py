@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydiff.replay.mixture import Mixture, real_rows
+from raydiff.replay.mixture import Mixture, joint_chunk, real_rows
 from raydiff.replay.table import Table
 from raydiff.types import Transitions
 
@@ -89,3 +89,41 @@ def test_the_generator_fixes_the_draws() -> None:
         for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def seeded(*values: float) -> list[Mixture]:
+    """Mixtures on one real table, each with synthetic rows of its own value and version."""
+    real = Table.from_transitions(constant(20, REAL))
+    real.records[:, 0] = torch.arange(20.0)
+    found = []
+    for value in values:
+        synthetic = Table(2, 8, S, A)
+        for slot in range(2):
+            synthetic.write(slot, constant(8, value + slot), policy_version=int(10 * value) + slot)
+        found.append(Mixture(real, synthetic, 8, 0.5))
+    return found
+
+
+@pytest.mark.parametrize("real_only", [False, True])
+@pytest.mark.parametrize("front", [None, (1, 2)])
+def test_each_seed_draws_what_it_would_draw_alone(front: tuple[int, int] | None, real_only: bool) -> None:
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+
+    mixtures, joint, apart = seeded(1.0, 2.0, 3.0), generators(), generators()
+    for first_update in (0, 4):  # the generators go on from where they were
+        drawn, lags = joint_chunk(mixtures, 4, first_update, joint, front, real_only)
+        batches = list(drawn)
+        assert [tuple(field.shape) for field in batches[0][:5]] == [(3, 8, S), (3, 8, A), (3, 8), (3, 8, S), (3, 8)]
+        for seed, (mixture, generator) in enumerate(zip(mixtures, apart, strict=True)):
+            own, lag = mixture.chunk(4, first_update, generator, front, real_only)
+            assert lags[seed] == lag
+            for ours, theirs in zip(batches, own, strict=True):
+                assert all(torch.equal(a[seed], b) for a, b in zip(ours[:5], theirs[:5], strict=True))
+    assert len({lag.mean for lag in lags if lag is not None}) == (0 if real_only else 3)
+
+
+def test_a_single_seed_has_no_axis_of_its_own() -> None:
+    drawn, (lag,) = joint_chunk(seeded(1.0), 2, 0, [torch.Generator().manual_seed(0)])
+    assert [batch.observation.shape for batch in drawn] == [(8, S)] * 2
+    assert lag is not None

@@ -137,22 +137,22 @@ def test_the_learner_that_needs_it_gets_it_from_both_tables() -> None:
     real = dataset(False).transitions("raydiff", next_action=True)
     learner = Learner(config(), real, "learner")
     learner.ingest(trajectories().rows, 0, 0)
-    assert learner.mixture.synthetic is not None
-    assert len(learner.mixture.synthetic) == 6
-    batches, _ = learner.mixture.chunk(5, 0, learner.generator)
+    assert learner.mixtures[0].synthetic is not None
+    assert len(learner.mixtures[0].synthetic) == 6
+    batches, _ = learner.mixtures[0].chunk(5, 0, learner.generators[0])
     for batch in batches:
         assert batch.next_action is not None
         assert batch.next_action.abs().max() < UNUSED
-    assert np.isfinite(learner.train(4).losses["critic_loss"])
+    assert np.isfinite(learner.train(4)[0].losses["critic_loss"])
 
 
 @pytest.mark.parametrize("overrides", [{"learner.algorithm": "td3_bc"}, {"learner.rebrac.critic_penalty": 0}])
 def test_other_learners_do_not_pay_for_it(overrides: dict[str, object]) -> None:
     learner = Learner(config(**overrides), dataset(False).transitions("raydiff"), "learner")
     learner.ingest(trajectories().rows, 0, 0)
-    assert learner.mixture.synthetic is not None
-    assert len(learner.mixture.synthetic) == 7
-    assert learner.mixture.real.columns == learner.mixture.synthetic.columns == 2 * S + A + 2
+    assert learner.mixtures[0].synthetic is not None
+    assert len(learner.mixtures[0].synthetic) == 7
+    assert learner.real.columns == learner.mixtures[0].synthetic.columns == 2 * S + A + 2
     learner.train(2)
 
 

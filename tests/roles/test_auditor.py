@@ -14,7 +14,7 @@ from raydiff.data.dataset import Dataset
 from raydiff.errors import UserError
 from raydiff.evaluation.audit_report import audit_summary
 from raydiff.metrics import scalars
-from raydiff.roles.auditor import Auditor, AuditReport
+from raydiff.roles.auditor import Auditor, AuditReport, joint_error
 from raydiff.types import PolicyBlob
 
 Build = Callable[..., Config]
@@ -66,6 +66,22 @@ def test_real_blocks_are_as_true_as_the_floor(report: AuditReport, role_dataset:
     assert floor.coverage is not None
     assert floor.coverage.coverage > 0.9
     np.testing.assert_allclose(floor.action_std, role_dataset.action.std(0), rtol=1e-3)
+
+
+def test_the_part_of_each_seed_is_audited(auditor: Auditor, role_dataset: Dataset, make_policy: MakePolicy) -> None:
+    rows, policies = real_block(role_dataset)[:50], [make_policy(0, 40), make_policy(1, 40)]
+    rows[20:, 1:, :11] *= 1.01  # the second seed's part
+    first, second = auditor.audit_all(rows, [20, 30], 3, False, policies)
+    alone = auditor.audit(rows[:20], 3, False, policies[0])
+    assert {k: v for k, v in first.as_record().items() if k != "time"} == {
+        k: v for k, v in alone.as_record().items() if k != "time"
+    }
+    assert second.error is not None
+    assert first.error is not None
+    assert second.error > 100 * first.error
+    assert joint_error([first, second]) == pytest.approx((first.error + second.error) / 2)
+    assert joint_error([]) is None
+    assert second.measures.agreement != first.measures.agreement
 
 
 def test_noise_is_found_in_every_figure(auditor: Auditor, role_dataset: Dataset) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raydiff.agents.api import Stage
+from raydiff.agents.members import Single
 from raydiff.cli import main
 from raydiff.config import Config
 from raydiff.data.dataset import Dataset
@@ -57,10 +58,10 @@ def test_the_first_bad_update_is_found_with_the_state_before_it(
     twin = poisoned(config, role_dataset)
     before = done = 0
     while True:  # the same batches, drawn chunk by chunk, and every update looked at
-        batches, _ = twin.mixture.chunk(chunk, done, twin.generator)
+        batches, _ = twin.mixtures[0].chunk(chunk, done, twin.generators[0])
         for batch in batches:
             if done == 0:
-                twin.agent.begin_stage("train", twin.mixture.real)
+                twin.agent.begin_stage("train", twin.real)
             state = twin.agent.state_dict()
             losses = twin.agent.update(batch)
             done += 1
@@ -83,9 +84,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "iql": {},
     "rebrac": {},  # whose batches hold the next actions
     "swg": {"width": 16, "blocks": 2, "critic_share": 0.9},
-    # What its critics learn from is drawn for all observations of the data, as their stage begins.
+    # What these critics learn from is drawn once for each observation of the data, when a batch first holds it.
     "aepo": {"critic": "isql", "width": 16, "blocks": 1, "energy_hidden": [16], "steps": 2, "behaviour_share": 0.05,
              "critic_share": 0.9},
+    "qgpo": {"width": 16, "blocks": 1, "energy_hidden": [16], "steps": 2, "support_steps": 2, "support_actions": 3,
+             "behaviour_share": 0.05},
 }  # fmt: skip
 
 
@@ -138,7 +141,7 @@ class Growing:
 
 
 def test_a_weight_that_overflowed_in_the_span_before_is_found(role_config: Build) -> None:
-    agent, rewind = Growing(), Rewind()
+    agent, rewind = Single(Growing()), Rewind()
     batch = Batch(*(torch.zeros(2, 1),) * 2, torch.zeros(2), torch.zeros(2, 1), torch.zeros(2))
     done, stage = 0, -1
     for _ in range(6):
@@ -153,7 +156,7 @@ def test_a_weight_that_overflowed_in_the_span_before_is_found(role_config: Build
 
     class Recipe:
         config, observation_mean, observation_std = role_config(), np.zeros(1), np.ones(1)
-        build = staticmethod(Growing)
+        build = staticmethod(lambda: Single(Growing()))
 
     bad = rewind.find(Recipe, agent.stages(), None, "x")  # type: ignore[arg-type]
     assert bad is not None
@@ -166,7 +169,7 @@ def test_what_does_not_go_wrong_again_is_said(role_config: Build, role_dataset: 
     role = Learner(role_config(**{"generator.count": 0}), role_dataset.transitions("raydiff"), "alone")
     role.train(5)
     with torch.no_grad():
-        role.agent.critic.flat.fill_(float("nan"))  # type: ignore[attr-defined]  # as nothing in a run would
+        role.agent.agent.critic.flat.fill_(float("nan"))  # type: ignore[attr-defined]  # as nothing in a run would
     with pytest.raises(
         FloatingPointError, match=r"alone: .*critic_loss.*, but did not when the last updates were repea"
     ):

@@ -36,3 +36,12 @@ def test_final_evaluation_has_its_own_number_of_episodes(role_config: Build, mak
     assert final.raw.mean == pytest.approx(np.mean(final.returns))
     assert final.normalized.mean == pytest.approx(float(np.mean(normalized_score("hopper", np.array(final.returns)))))
     assert final.start <= final.end
+
+
+def test_the_policy_of_each_seed_is_scored(role_config: Build, make_policy: MakePolicy) -> None:
+    policies = [make_policy(0, 40), make_policy(1, 40)]
+    reports = Evaluator(role_config(seed=5, **{"learner.seeds": 2})).evaluate_all(policies, False)
+    for report, policy, seed in zip(reports, policies, (5, 6), strict=True):
+        alone = Evaluator(role_config(seed=seed)).evaluate(policy, False)
+        assert (report.returns, report.raw) == (alone.returns, alone.raw)
+    assert reports[0].returns != reports[1].returns

@@ -160,3 +160,27 @@ def test_what_lies_far_outside_the_data_is_dropped_and_counted(
     assert rows.shape == (0, 3, 16)
     assert report.dropped == {"out_of_range": 16}
     assert (report.trajectories, report.transitions, report.reward_mean) == (0, 0, 0.0)
+
+
+def test_each_seed_gets_the_block_of_its_own_run(
+    role_config: Build, role_models: Models, make_policy: MakePolicy
+) -> None:
+    """Made, and brought up to date, for the policy of each; parts differ in length where trajectories are dropped."""
+    policies, newer = [make_policy(0, 40), make_policy(1, 40)], [make_policy(2, 50), make_policy(3, 50)]
+    limits = {"generator.sigma_limit": 4.0}
+    role = generator(role_config(seed=5, **{"learner.seeds": 2}, **limits), role_models)
+    rows, reports = role.generate_all(policies, 16, 7, 1, True)
+    sizes = [report.trajectories for report in reports]
+    again, refreshed = role.refine_all(rows, sizes, newer, 9, 2, 1)
+    start = end = 0
+    for member, seed in enumerate((5, 6)):
+        own = generator(role_config(seed=seed, **limits), role_models)
+        alone, report = own.generate(policies[member], 16, 7, 1, True)
+        np.testing.assert_array_equal(rows[start : start + sizes[member]], alone)
+        assert replace(reports[member].provenance, time={}) == replace(report.provenance, time={})
+        assert reports[member].agreement == report.agreement
+        better, newest = own.refine(alone, newer[member], 9, 2, 1)
+        np.testing.assert_array_equal(again[end : end + refreshed[member].trajectories], better)
+        assert refreshed[member].provenance.policy_version == newest.provenance.policy_version == 50
+        start, end = start + sizes[member], end + refreshed[member].trajectories
+    assert (start, end) == (len(rows), len(again))

@@ -27,4 +27,6 @@ def test_the_update_lies_in_the_run_folder_and_can_be_repeated(tmp_path: Path) -
     (path,) = (tmp_path / "x" / "bad_states").iterdir()
     assert done.returncode == 1
     assert f"--replay-batch {path} repeats that update" in done.stderr
+    assert "Traceback" not in done.stderr  # nor Ray's, of results that nobody asked for
+    assert "Unhandled" not in done.stderr + done.stdout
     assert repeat(path).exact

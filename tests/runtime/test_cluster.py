@@ -61,7 +61,7 @@ class Drive:
         self.said: list[str] = []
         self.pids: dict[str, list[int]] = {}
         self.writer = MetricsWriter(folder)
-        self.crew = backend.crew(Materials(config, "guided", dataset.transitions("raydiff"), models))
+        [self.crew] = backend.crews_of([Materials(config, "guided", dataset.transitions("raydiff"), models)])
         self.conductor = Conductor(config, "guided")
         self.running = Running(self.conductor, self.crew, Recorder(self.writer, "guided", self.said.append))
         poll = self.crew.poll
@@ -106,7 +106,7 @@ def test_runs_overlaps_and_survives_kills(backend: Any, small: Small, dataset: D
             }
             os.kill(drive.pids[worker][-1], signal.SIGKILL)
         drive.until(lambda: conductor.finished and all(len(drive.pids[w]) >= 2 for w in lost_shards))
-        policy, state = drive.crew.learner_state()
+        ((policy, state),) = drive.crew.learner_states()
     assert policy.version == 1500
     assert all(np.isfinite(value.numpy()).all() for value in state.values() if value.is_floating_point())
     events = drive.records("event")
@@ -148,6 +148,33 @@ def test_overlap_and_pacing(backend: Any, small: Small, dataset: Dataset, models
     assert {record["time"]["worker"] for record in drive.records("audit")} == {"auditor/0"}
     lags = [record["lag"]["max"] for record in drive.records("train")]
     assert max(lags) < 900
+
+
+def test_several_seeds_in_one_learner(backend: Any, small: Small, dataset: Dataset, models: Models, tmp_path: Path):
+    values = {"seed": 3, "learner.seeds": 2, "learner.updates": 600, "learner.chunk": 25, "evaluation.every": 600}
+    values |= {"replay.samples_per_insert": 8, "replay.ahead": 0.5}  # so that there is time for audits
+    with Drive(backend, small(**values), dataset, models, tmp_path) as drive:
+        drive.until(lambda: any(c.worker == "generator/0" for c in drive.conductor.in_flight.values()))
+        os.kill(drive.pids["generator/0"][-1], signal.SIGKILL)
+        drive.until(lambda: drive.conductor.finished)
+        (first, _), (second, state) = drive.crew.learner_states()
+        rows = drive.crew.newest_block()
+    assert (first.version, second.version) == (600, 600)
+    first.verify()
+    second.verify()
+    assert first.checksum != second.checksum
+    assert all(np.isfinite(value.numpy()).all() for value in state.values() if value.is_floating_point())
+    train, made, audits, scores = (drive.records(kind) for kind in ("train", "block", "audit", "evaluate"))
+    for seed in (3, 4):
+        assert sum(record["updates"] for record in train if record["seed"] == seed) == 600
+        assert {record["update"] for record in scores if record["seed"] == seed} == {600}
+    shards = [[record["shard"] for record in made if record["seed"] == seed] for seed in (3, 4)]
+    assert shards[0] == shards[1]
+    assert len(shards[0]) == len(set(shards[0]))  # what was lost on the way was made once more, for both
+    assert any(record["parent_block"] is not None for record in made)
+    assert {record["seed"] for record in audits} == {3, 4}
+    assert rows is not None
+    assert len(rows) <= drive.conductor.config.generator.batch  # the part of the first seed
 
 
 def test_a_block_survives_its_producer_and_is_not_inlined(
@@ -263,6 +290,78 @@ def test_every_port_is_on_loopback(backend: Any):
             open_ports += [(process.pid, c.laddr.ip) for c in connections if c.status == psutil.CONN_LISTEN]
     assert open_ports
     assert {ip.removeprefix("::ffff:") for _, ip in open_ports} <= {"127.0.0.1", "::1"}, open_ports
+
+
+def test_learners_at_once_share_data_and_models_and_nothing_else(
+    backend: Any, small: Small, dataset: Dataset, models: Models, tmp_path: Path
+):
+    real, length = dataset.transitions("raydiff"), {"learner.updates": 600, "learner.chunk": 25}
+    arms = {name: small(**length, **{"learner.algorithm": name, "generator.count": 1}) for name in ("td3_bc", "iql")}
+    crews = backend.crews_of([Materials(config, name, real, models) for name, config in arms.items()])
+    first, second = crews
+    assert first.placement is not None  # planned together, on four CPUs
+    assert {slot.arm for crew in crews for slot in crew.placement.slots} == set(arms)
+    said: list[str] = []
+    pids: dict[tuple[str, str], list[int]] = {}
+    with MetricsWriter(tmp_path) as writer:
+        runs = {
+            crew.arm: Running(Conductor(arms[crew.arm], crew.arm), crew, Recorder(writer, crew.arm, said.append))
+            for crew in crews
+        }
+
+        def note(crew: Any, poll: Any) -> Any:
+            outcomes = poll()
+            for outcome in outcomes:
+                if isinstance(outcome.event, m.WorkerUp):
+                    pids.setdefault((crew.arm, outcome.worker), []).append(outcome.facts["pid"])
+            return outcomes
+
+        for crew in crews:
+            crew.poll = lambda crew=crew, poll=crew.poll: note(crew, poll)
+            crew.start()
+        assert first.real == second.real  # one copy in the object store, and one of the models
+        assert first.models == second.models
+
+        def until(done: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + LIMIT_S
+            while not done():
+                assert time.monotonic() < deadline, (said, {arm: run.conductor.update for arm, run in runs.items()})
+                backend.wait(crews)
+                for running in runs.values():
+                    if not running.finished:
+                        running.step()
+
+        def generating() -> bool:
+            return any(isinstance(call, m.Generate) for call in runs["iql"].conductor.in_flight.values())
+
+        until(lambda: all(run.conductor.update >= 50 for run in runs.values()) and generating())
+        victim = psutil.Process(pids["iql", "generator/0"][0])
+        titles = set()
+        deadline = time.monotonic() + 20
+        while "ray::iql:generator/0.generate" not in titles and time.monotonic() < deadline:
+            titles.add(victim.cmdline()[0])
+            until(generating)
+        assert "ray::iql:generator/0.generate" in titles, titles
+        victim.send_signal(signal.SIGKILL)
+        until(lambda: all(run.finished for run in runs.values()) and len(pids["iql", "generator/0"]) == 2)
+        for crew in crews:
+            [(policy, _)] = crew.learner_states()
+            assert policy.version == 600
+            crew.close()
+    records = read_metrics(tmp_path)
+    lost = [(e["arm"], e["worker"]) for e in select(records, "event") if e["event"] == "worker_lost"]
+    assert lost == [("iql", "generator/0")]
+    assert [line for line in said if "lost" in line] == [
+        line for line in said if line.startswith("iql: lost generator/0")
+    ]
+    assert max(record["time"]["waited"] for record in select(records, "train", "td3_bc")) < 2.0
+    for arm in arms:
+        assert sum(record["updates"] for record in select(records, "train", arm)) == 600
+        shards = [record["shard"] for record in select(records, "block", arm)]
+        assert len(shards) == len(set(shards))
+    # They did learn at the same time.
+    spans = [training_span(records, arm) for arm in arms]
+    assert max(span[0] for span in spans) < min(span[1] for span in spans)
 
 
 @pytest.mark.gpu

@@ -87,14 +87,14 @@ def test_the_nodes_listen_on_loopback_only(nodes: dict[str, Any]) -> None:
 
 
 def test_joining_leaves_the_cluster_alone_and_sees_its_nodes(nodes: dict[str, Any]) -> None:
-    with venue("ray", [config()], print) as cluster:
+    with venue("ray", config(), print) as cluster:
         assert cluster is not None
         assert [(node.name, node.cpus, node.busy_cpus) for node in cluster.nodes] == [("head", 2, 0), ("second", 2, 0)]
         assert cluster.driver == "head"
         assert ray.get_runtime_context().namespace.startswith("raydiff-")
     assert not ray.is_initialized()
     assert psutil.pid_exists(nodes["pid"])
-    with venue("ray", [config(f"cluster.address={nodes['address']}")], print) as again:
+    with venue("ray", config(f"cluster.address={nodes['address']}"), print) as again:
         assert again == cluster
 
 
@@ -102,7 +102,7 @@ def test_joining_leaves_the_cluster_alone_and_sees_its_nodes(nodes: dict[str, An
 def test_what_never_fits_is_refused_at_once() -> None:
     begun = time.monotonic()
     with pytest.raises(PlacementRefused, match=r"generator 1/2 needs 64 CPU; node \w+ has"), venue(
-        "ray", [config("generator.cpus=64")], print
+        "ray", config("generator.cpus=64"), print
     ):  # fmt: skip
         pass
     assert time.monotonic() - begun < 10
@@ -114,7 +114,7 @@ def test_a_cluster_that_may_grow_is_waited_for() -> None:
     said: list[str] = []
     patient = config("generator.cpus=64", "cluster.wait=autoscale", "cluster.timeout_s=2")
     with pytest.raises(UserError, match=r"too small as yet.*Waited 2 s \(cluster.timeout_s\)"), venue(
-        "ray", [patient], said.append
+        "ray", patient, said.append
     ):  # fmt: skip
         pass
     assert len(said) == 1
@@ -142,14 +142,14 @@ def test_what_others_hold_is_waited_for_and_named(nodes: dict[str, Any]) -> None
         assert other.stdin is not None
         assert other.stdout.readline() == "held\n"
         said: list[str] = []
-        with pytest.raises(UserError) as error, venue("ray", [config("cluster.timeout_s=1")], said.append):
+        with pytest.raises(UserError) as error, venue("ray", config("cluster.timeout_s=1"), said.append):
             pass
         for text in (str(error.value), said[0]):
             assert "The cluster is busy (job " in text
             assert "pretrainer needs 1 CPU; node head has 0 of 2 CPU left (2 held by other jobs)" in text
         assert "Waited 1 s" in str(error.value)
         threading.Timer(1.0, other.stdin.close).start()
-        with venue("ray", [config("cluster.timeout_s=60")], said.append) as cluster:
+        with venue("ray", config("cluster.timeout_s=60"), said.append) as cluster:
             assert cluster is not None
             assert isinstance(place(config(), cluster), Placement)
 

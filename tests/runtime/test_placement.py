@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raydiff.config import Config
 from raydiff.errors import UserError
-from raydiff.presets import load_config
+from raydiff.presets import load_config, together
 from raydiff.runtime.placement import (
     Cluster,
     Node,
@@ -19,11 +19,19 @@ from raydiff.runtime.placement import (
     arms_at_once,
     attempt,
     attempt_pretrainer,
-    check_devices,
+    attempt_together,
     demands,
     units,
 )
-from raydiff.runtime.refusal import PlacementRefused, check_placement, place, place_pretrainer
+from raydiff.runtime.plan import check_devices
+from raydiff.runtime.refusal import (
+    PlacementRefused,
+    check_placement,
+    check_run,
+    place,
+    place_pretrainer,
+    place_together,
+)
 
 
 def config(*overrides: str) -> Config:
@@ -270,3 +278,95 @@ def test_no_plan_exceeds_a_node_and_every_advice_works(situation: tuple[list[str
         assert slot.cpus == row.cpus
         assert sum(units(share) for _, share in slot.gpus) == units(row.gpus)
         assert row.gpus > 1 or len(slot.gpus) <= 1
+
+
+SEVERAL = ("arms_together=true", "arms.iql={learner.algorithm: iql, generator.count: 3}", "arms.seed.seed=[1]")
+"""Three learners: 1.75, 2 and 1.75 CPUs."""
+
+
+def test_learners_that_run_together_are_placed_together() -> None:
+    given = config(*SEVERAL)
+    placement = place_together(given, cluster(Node("a", 4), Node("b", 2)))
+    assert [slot.arm for slot in placement.slots if slot.worker == "learner/0"] == ["guided", "iql", "seed_1"]
+    assert [slot.worker for slot in placement.slots[:3]] == ["learner/0"] * 3  # they start first
+    assert [slot.node for slot in placement.slots[:3]] == ["a", "a", "a"]
+    for name, arm in together(given).items():
+        wanted = {f"{row.role}/{i}" for row in demands(arm) for i in range(row.count)}
+        assert {slot.worker for slot in placement.arm(name).slots} == wanted
+    made = [slot.node for slot in placement.slots if slot.worker.startswith("generator")]
+    assert (made.count("a"), made.count("b")) == (2, 5)  # one CPU is free on a, two on b
+    alone = place(config(), TWO)
+    assert [replace(slot, arm="") for slot in place_together(config(), TWO).slots] == list(alone.slots)
+
+
+def test_learners_go_elsewhere_where_the_others_need_their_room() -> None:
+    given = config("learner.cpus=1", "generator.cpus=1", "generator.gpus=0.5", "generator.count=1", "refiner.count=0",
+                   "arms_together=true", "arms.seed.seed=[1]")  # fmt: skip
+    placement = place_together(given, cluster(Node("gpu", 2, (1.0,)), Node("second", 2)))
+    nodes = {(slot.arm, slot.worker): slot.node for slot in placement.slots}
+    assert {nodes[arm, "learner/0"] for arm in ("guided", "seed_1")} == {"second"}
+    assert {nodes[arm, "generator/0"] for arm in ("guided", "seed_1")} == {"gpu"}
+
+
+def test_what_does_not_fit_together_is_refused_with_who_needs_what() -> None:
+    text = str(refused_run(config(*SEVERAL), cluster(Node("a", 2), Node("b", 3))))
+    assert "The cluster cannot place every role of 3 arms together: generator 2/2 of seed_1 needs 0.25 CPU" in text
+    assert "node a has 0 of 2 CPU left" in text
+    assert "The arms need 5.5 CPU: guided 1.75 CPU, iql 2 CPU, seed_1 1.75 CPU." in text
+    assert "Lower generator.cpus to 0.17 or generator.count to 1, or add a node with 1 CPU" in text
+    assert "or run them one after the other with arms_together=false" in text
+    here = refused_run(config(*SEVERAL), machine(2))
+    assert "learner 1/1 of seed_1 needs 1 CPU; this machine has 0 of 2 CPU left" in str(here)
+    assert {"cluster.cpus=6", "arms_together=false"} <= set(here.changes)
+    check_run(config(*SEVERAL, "arms_together=false"), machine(2))
+
+
+def test_the_advice_names_the_arm_that_has_the_setting() -> None:
+    own = config("arms_together=true", "arms.seed.seed=[1]", "arms.iql.generator.count=3")
+    error = refused_run(own, machine(5))
+    assert "generator 3/3 of iql needs 0.25 CPU" in str(error)
+    assert error.changes[:2] == ("generator.cpus=0.17", "arms.iql.generator.count=1")  # the first is the run's, for all
+    nested = config("arms_together=true", "arms.iql.generator.count=5", "arms.iql.generator.cpus=0.5")
+    changes = refused_run(nested, machine(5)).changes
+    assert {"arms.iql.generator.cpus=0.4", "arms.iql.generator.count=4"} <= set(changes), changes
+
+
+def refused_run(given: Config, on: Cluster) -> PlacementRefused:
+    with pytest.raises(PlacementRefused) as error:
+        check_run(given, on)
+    return error.value
+
+
+@settings(max_examples=30, deadline=None)
+@given(situations(), st.integers(0, 3), st.sampled_from(["", "0.5", "1"]))
+def test_no_joint_plan_exceeds_a_node_and_every_advice_works(
+    situation: tuple[list[str], Cluster], generators: int, cpus: str
+) -> None:
+    overrides, on = situation
+    several = [*overrides, "arms_together=true", "arms.seed.seed=[1]", f"arms.more.generator.count={1 + generators}"]
+    several += [f"arms.more.learner.cpus={cpus}"] if cpus else []
+    given = config(*several)
+    refusal: PlacementRefused | None = None
+    try:
+        placement = place_together(given, on)
+    except PlacementRefused as error:
+        refusal = error
+    if refusal is not None:
+        for change in refusal.changes:
+            place_together(config(*several, change), on)
+        assert refusal.node is not None
+        assert place_together(given, replace(on, nodes=(*on.nodes, refusal.node)))
+        return
+    used: defaultdict[str, int] = defaultdict(int)
+    shares: defaultdict[tuple[str, int], int] = defaultdict(int)
+    for slot in placement.slots:
+        used[slot.node] += units(slot.cpus)
+        for number, share in slot.gpus:
+            shares[slot.node, number] += units(share)
+    for node in on.nodes:
+        assert used[node.name] <= max(0, units(node.cpus) - units(node.busy_cpus))
+        for number, free in enumerate(node.gpus):
+            assert shares[node.name, number] <= units(free)
+    for name, arm in together(given).items():
+        assert isinstance(attempt_together({name: arm}, on), Placement)  # what fits together fits alone
+        assert len(placement.arm(name).slots) == sum(row.count for row in demands(arm))

@@ -7,13 +7,14 @@ import pytest
 
 from raydiff.config import Config
 from raydiff.errors import UserError
-from raydiff.presets import derive, load_config
+from raydiff.presets import derive, load_config, together
 from raydiff.replay.block import RAY_INLINE_BYTES, block_bytes
 from raydiff.runtime.placement import Cluster, Node
-from raydiff.runtime.plan import check_blocks, check_hardware, flow_limits, retained_blocks
-from raydiff.runtime.refusal import check_placement, place
+from raydiff.runtime.plan import check_blocks, check_blocks_together, check_hardware, flow_limits, retained_blocks
+from raydiff.runtime.refusal import check_placement, check_run, place, place_together
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+PRESETS = (Path(__file__).parents[2] / "configs").rglob("*.yaml")
+CONFIGS = sorted(path for path in PRESETS if path.stem != "d4rl")  # those need a task: test_tasks.py
 COLUMNS = 25  # HalfCheetah: 17 + 6 + 2
 MAZE_COLUMNS = 8  # 4 + 2 + 2
 
@@ -101,12 +102,37 @@ def test_blocks_that_ray_would_inline_are_refused_and_the_least_batch_is_named()
 BIG = ["replay.generation=200000", "replay.lifetime=10", "generator.batch=10000"]
 
 
+def test_a_block_holds_the_trajectories_of_every_seed() -> None:
+    blocks(config("generator.batch=128", "learner.seeds=4"))
+    assert "generator.batch=64 makes blocks of 38 KB" in refusal(
+        blocks, config("generator.batch=64", "learner.seeds=2")
+    )
+    least = RAY_INLINE_BYTES // (3 * COLUMNS * 4 * 2) + 1
+    assert f"at least {least}," in refusal(blocks, config("generator.batch=64", "learner.seeds=2"))
+    blocks(config(f"generator.batch={least}", "learner.seeds=2"))
+    one, two = (refusal(blocks, config(*BIG, f"learner.seeds={seeds}")) for seeds in (1, 2))
+    needed = [int(text.partition("hold up to ")[2].split()[0]) for text in (one, two)]
+    assert abs(needed[1] - 2 * needed[0]) <= 1
+
+
 def test_blocks_that_fill_the_object_store_are_refused() -> None:
     text = refusal(blocks, config(*BIG))
     assert "cluster.object_store_mb=512" in text
     needed = int(text.split("Raise it to ")[1].split(",")[0])
     blocks(config(*BIG, f"cluster.object_store_mb={needed}"))
     assert "object store" in refusal(blocks, config(*BIG, f"cluster.object_store_mb={needed - 2}"))
+
+
+def test_learners_at_once_share_the_object_store() -> None:
+    alone = ["replay.generation=50000", "replay.lifetime=10", "generator.batch=10000"]
+    given = config(*alone, "arms.seed.seed=[1]", "arms_together=true", "arms.real.generator.count=0")
+    on = machine(given, 4.0)
+    blocks(given, on)  # each by itself has room
+    text = refusal(check_blocks_together, together(given), COLUMNS, on, place_together(given, on))
+    assert "The replay stores of guided, seed_1 would hold up to " in text
+    least = int(text.split("Raise it to ")[1].split(",")[0])
+    larger = machine(config(f"cluster.object_store_mb={least}"), 4.0)
+    check_blocks_together(together(given), COLUMNS, larger, place_together(given, larger))
 
 
 def test_nodes_share_the_blocks_as_they_share_the_generators() -> None:
@@ -124,6 +150,7 @@ def test_nodes_share_the_blocks_as_they_share_the_generators() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_presets_are_not_refused(path: Path) -> None:
     loaded = load_config(path)
+    check_run(loaded, machine(loaded, max(2.0, loaded.cluster.cpus or 0)))
     for arm in (loaded, *(derive(loaded, values, name) for name, values in loaded.arms.items())):
         flow_limits(arm)
         on = machine(arm, max(2.0, arm.cluster.cpus or 0))

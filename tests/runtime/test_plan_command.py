@@ -49,6 +49,15 @@ def test_the_plan_tells_of_arms_and_of_promised_cpus() -> None:
     assert "promised" not in shown(plan_text(demo, two))
 
 
+def test_the_plan_tells_of_seeds_that_are_trained_at_once() -> None:
+    two = Cluster((Node("a", 4.0),), "a")
+    values = ["seed=2", "learner.seeds=4", "generator.batch=64", "arms.real_only.generator.count=0"]
+    text = " ".join(shown(plan_text(load_config(None, values), two)).split())
+    assert "guided: one learner trains the seeds 2 to 5 at once; each block has 64 trajectories for each" in text
+    assert "real_only: one learner trains the seeds 2 to 5 at once." in text
+    assert "at once" not in shown(plan_text(load_config(None, []), two))
+
+
 def test_an_arm_that_does_not_fit_is_refused() -> None:
     config = load_config(None, ["arms.more.generator.count=20"])
     assert config.arms["more"]
@@ -74,3 +83,17 @@ main()
     )  # fmt: skip
     assert done.returncode == 2
     assert "learner 1/1 needs 9 CPU; node gpu has 8 of 8 CPU left; node head has 4 of 4 CPU left" in done.stderr
+
+
+def test_the_plan_of_learners_at_once_says_whose_worker_goes_where() -> None:
+    config = load_config(ROOT / "configs" / "several.yaml", ["scale=small", "arms.real_only.generator.count=0"])
+    text = shown(plan_text(config, Cluster((Node("this machine", 2.0),), "this machine", started_here=True)))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["all", "pretrainer", "(first)", "this", "machine", "1", "-", "cpu"] in lines
+    for arm in ("guided", "iql"):
+        assert [arm, "learner/0", "this", "machine", "0.5", "-", "cpu"] in lines
+        assert [arm, "generator/0", "this", "machine", "0.25", "-", "cpu"] in lines
+    assert "at the same time: guided, iql." in text
+    assert "arms: real_only; each of them fits" in text
+    with pytest.raises(UserError, match=r"2 arms together: .* of iql needs 0.25 CPU; .* with arms_together=false"):
+        plan_text(config, Cluster((Node("this machine", 1.5),), "this machine", started_here=True))

@@ -58,7 +58,7 @@ def test_the_strength_and_how_far_it_brings_actions_are_recorded(tmp_path: Path)
         for report in (block(generate.block, "score_exact", 0.08), block(99, "none", 0.16)):
             event = m.Produced(generate.call, report)
             conductor.on(event)
-            recorder.outcome(Outcome(event, report, "generator/0"), conductor)
+            recorder.outcome(Outcome(event, (report,), "generator/0"), conductor)
         status = recorder.status(conductor)
     blocks, strengths = (select(read_metrics(tmp_path), kind, "guided") for kind in ("block", "strength"))
     assert [record["strength"] for record in blocks] == [7.0, 7.0]  # as applied
@@ -78,7 +78,7 @@ def test_a_given_strength_is_not_recorded_as_automatic(tmp_path: Path) -> None:
     report = block(1, "score_exact", 0.08)
     with MetricsWriter(tmp_path) as writer:
         recorder = Recorder(writer, "guided", print)
-        recorder.outcome(Outcome(m.Produced(1, report), report, "generator/0"), conductor)
+        recorder.outcome(Outcome(m.Produced(1, report), (report,), "generator/0"), conductor)
         assert recorder.status(conductor).strength is None
     assert select(read_metrics(tmp_path), "strength") == []
 

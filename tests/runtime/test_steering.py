@@ -37,7 +37,7 @@ def run(small: Small, dataset: Dataset, models: Models, tmp_path: Path) -> Run:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         controller = make_controller(config, dataset.action_size)
         with LocalBackend(config, lambda progress: None) as backend, MetricsWriter(folder) as writer:
-            crew = backend.crew(Materials(config, "guided", dataset.transitions("raydiff"), models))
+            [crew] = backend.crews_of([Materials(config, "guided", dataset.transitions("raydiff"), models)])
             running = Running(Conductor(config, "guided", controller), crew, Recorder(writer, "guided", print))
             crew.start()
             while not running.finished:
