@@ -60,15 +60,21 @@ class MLP:
         """Output ``[B, out]``, or ``[heads, B, out]``, of inputs ``[B, in]``; with ``N`` seeds as the class has it."""
         several = len(self.stack) == 2
         stacked = inputs.expand(self.stack[0], *inputs.shape).flatten(0, 1) if several else inputs
-        if torch.is_grad_enabled():
+        if torch.compiler.is_compiling():  # which differentiates by itself, and needs one name for each memory
+            layers = self.views(self.flat)
+            output = _forward(stacked, layers, _cast(layers, self.precision), [])
+        elif torch.is_grad_enabled():
             output = _Perceptron.apply(stacked, self.flat, self)
         else:
-            output = _forward(stacked, self.layers, _cast(self.layers, self.flat, self), [])
+            output = _forward(stacked, self.layers, _cast(self.layers, self.precision), [])
         return output.unflatten(0, self.stack) if several else output
 
     def head(self, index: int, inputs: Tensor) -> Tensor:
         """Output ``[B, out]`` (of ``N`` seeds ``[N, B, out]``) of one stacked network, its weights held constant."""
-        return _FixedPerceptron.apply(inputs, self.flat.detach(), self._head_layers[index], self.precision)
+        layers = self._fixed(index)
+        if torch.compiler.is_compiling():
+            return _forward(inputs, layers, _cast(layers, self.precision), [])
+        return _FixedPerceptron.apply(inputs, self.flat.detach(), layers, self.precision)
 
     def views(self, flat: Tensor) -> Layers:
         """Weights and biases of each layer as views into ``flat [P]``."""
@@ -111,6 +117,12 @@ class MLP:
     def _together(members: list[list[Tensor]]) -> Tensor:
         return torch.cat([torch.stack(parts, 1).flatten() for parts in zip(*members, strict=True)])
 
+    def _fixed(self, index: int) -> Layers:
+        """The layers of a head without gradients; the compiler needs one name for each memory."""
+        if not torch.compiler.is_compiling():
+            return self._head_layers[index]
+        return [(self._head(w, index), self._head(b, index)) for w, b in self.views(self.flat.detach())]
+
     def _head(self, stacked: Tensor, index: int) -> Tensor:
         """A head's entries of ``[M, ...]``: without the first axis, or with an axis of seeds instead."""
         return stacked.unflatten(0, self.stack)[index]
@@ -143,6 +155,9 @@ class Adam:
         for step in self.steps:
             step += 1
         with torch.no_grad():
+            if torch.compiler.is_compiling():  # which fuses by itself, and cannot look into the fused kernel
+                self._step_by_step(gradients)
+                return
             torch._fused_adam_(
                 self.parameters,
                 gradients,
@@ -159,6 +174,14 @@ class Adam:
                 maximize=False,
             )
 
+    def _step_by_step(self, gradients: Sequence[Tensor]) -> None:
+        for index, gradient in enumerate(gradients):
+            first, second, step = self.first_moments[index], self.second_moments[index], self.steps[index]
+            first.lerp_(gradient, 0.1)
+            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            root = (second / (1 - 0.999**step)).sqrt_().add_(self.epsilon)
+            self.parameters[index].sub_(first / root * (self.learning_rate / (1 - 0.9**step)))
+
     def tensors(self) -> dict[str, Tensor]:
         """The live state: two moments and a step count for each parameter."""
         groups = {"first_moment": self.first_moments, "second_moment": self.second_moments, "step": self.steps}
@@ -173,9 +196,11 @@ def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias, inputs.expand(len(weight), -1, -1), weight.mT)
 
 
-def _cast(layers: Layers, flat: Tensor, network: MLP) -> Layers:
-    """The layers of matrix products: those given, or all of ``flat`` in the network's precision."""
-    return layers if network.precision == flat.dtype else network.views(flat.detach().to(network.precision))
+def _cast(layers: Layers, precision: torch.dtype) -> Layers:
+    """The layers in the precision of matrix products."""
+    if layers[0][0].dtype == precision:
+        return layers
+    return [(weight.to(precision), bias.to(precision)) for weight, bias in layers]
 
 
 def _forward(inputs: Tensor, layers: Layers, products: Layers, hidden: list[Tensor]) -> Tensor:
@@ -209,7 +234,7 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, flat: Tensor, network: MLP) -> Tensor:
         hidden: list[Tensor] = []
-        products = _cast(network.layers, flat, network)
+        products = _cast(network.layers, network.precision)
         output = _forward(inputs, network.layers, products, hidden)
         ctx.save_for_backward(flat, inputs, *hidden)  # flat: so that weights changed meanwhile are noticed
         ctx.network, ctx.products = network, products
@@ -242,9 +267,7 @@ class _FixedPerceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, flat: Tensor, layers: Layers, precision: torch.dtype) -> Tensor:
         hidden: list[Tensor] = []
-        products = layers
-        if precision != flat.dtype:
-            products = [(weight.to(precision), bias.to(precision)) for weight, bias in layers]
+        products = _cast(layers, precision)
         output = _forward(inputs, layers, products, hidden)
         ctx.save_for_backward(flat, *hidden)
         ctx.products, ctx.input_dtype = products, inputs.dtype
