@@ -222,6 +222,10 @@ class LearnerConfig(Section):
     swg: SWGConfig = Field(SWGConfig(), description="Options of self-weighted guidance.")
     aepo: AEPOConfig = Field(AEPOConfig(), description="Options of AEPO.")
     qgpo: QGPOConfig = Field(QGPOConfig(), description="Options of QGPO.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of matrix products in actor and critics; weights and sums are float32 (TD3+BC, IQL)."
+    )
+    compile: bool = Field(False, description="Compile the update; takes tens of seconds at the start.")
     cpus: float = Field(1.0, ge=0, description="CPUs of the learner; its threads are the whole part, at least one.")
     gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) of the learner.")
     device: str = Field("cpu", description="Torch device of the learner.")

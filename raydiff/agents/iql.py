@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raydiff.agents.api import Stage
-from raydiff.agents.networks import MLP, Adam, soft_update
+from raydiff.agents.networks import Adam, soft_update
+from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import Resumable
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class IQL(Resumable):
-    """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+class IQL(OneStage):
+    """Learner; several seeds beside each other where ``seed`` is a sequence. Batches are ``[N, B, ...]`` then, and
+    metrics ``[N]``."""
+
+    NAME = "IQL"
 
     def __init__(
         self,
@@ -29,34 +32,25 @@ class IQL(Resumable):
         action_size: int,
         observation_mean: Tensor,
         observation_std: Tensor,
-        seed: int,
+        seed: int | Sequence[int],
     ) -> None:
-        self.config, self.options = config, config.iql
-        self.spec = PolicySpec(
+        spec = PolicySpec(
             kind="gaussian", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        self.updates, self.publish_critic = 0, False
-        self._mean = observation_mean.to(config.device, torch.float32)
-        self._std = observation_std.to(config.device, torch.float32)
-        generator = torch.Generator().manual_seed(seed)
-        self._build_networks(generator)
-
-    def stages(self) -> list[Stage]:
-        return [Stage("train", self.config.updates)]
-
-    def begin_stage(self, name: str, table: Any) -> None:
-        if name != "train":
-            raise ValueError(f"IQL has one stage, train; {name} was begun")
+        super().__init__(config, spec, observation_mean, observation_std, seed)
+        self.options = config.iql
+        self._build_networks()
 
     # ------------------------------------------------------------------------------------------------ networks
 
-    def _build_networks(self, generator: torch.Generator) -> None:
+    def _build_networks(self) -> None:
         config, inputs, actions = self.config, self.spec.observation_size, self.spec.action_size
-        self.actor = MLP((inputs, *config.hidden, actions), generator=generator, device=config.device)
-        self.log_std = torch.zeros(actions, device=config.device, requires_grad=True)
-        self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
+        self.actor = self._network((inputs, *config.hidden, actions))
+        several = () if self.seeds is None else (self.seeds, 1)
+        self.log_std = torch.zeros(*several, actions, device=config.device, requires_grad=True)
+        self.critic = self._network((inputs + actions, *config.hidden, 1), heads=2)
         self.critic_target = self.critic.copy()
-        self.value = MLP((inputs, *config.hidden, 1), generator=generator, device=config.device)
+        self.value = self._network((inputs, *config.hidden, 1))
         self.actor_optimizer = Adam([self.actor.flat, self.log_std], actor_rate(config), config.adam_epsilon)
         self.critic_optimizer = Adam([self.critic.flat], config.learning_rate, config.adam_epsilon)
         self.value_optimizer = Adam([self.value.flat], config.learning_rate, config.adam_epsilon)
@@ -66,7 +60,7 @@ class IQL(Resumable):
     def value_loss(self, advantage: Tensor) -> Tensor:
         """Expectile regression on ``advantage [B]``, target value less estimate: mean of ``|tau - 1[u < 0]| u^2``."""
         weight = torch.where(advantage < 0, 1 - self.options.expectile, self.options.expectile)
-        return (weight * advantage.square()).mean()
+        return (weight * advantage.square()).mean(-1)
 
     def actor_loss(self, observation: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
         """Log likelihood of the data's actions, weighted by the exponential of their advantage ``[B]``."""
@@ -74,66 +68,62 @@ class IQL(Resumable):
         log_std = self._clamped_log_std()
         deviation = (action - self.actor(observation).tanh()) * (-log_std).exp()
         log_likelihood = -(0.5 * deviation.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
-        return -(weight * log_likelihood).mean()
+        return -(weight * log_likelihood).mean(-1)
 
     def critic_loss(self, value: Tensor, target: Tensor) -> Tensor:
         """Squared error of both critics ``[2, B]``: mean over the batch, summed over the two."""
-        return (value - target).square().sum() / len(target)
+        return (value - target).square().sum((0, -1)) / target.shape[-1]
 
     # ------------------------------------------------------------------------------------------------ update
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        observation = (batch.observation - self._mean) / self._std
-        next_observation = (batch.next_observation - self._mean) / self._std
+        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
         state_action = torch.cat([observation, batch.action], -1)
         with torch.no_grad():
             estimate = self.critic_target(state_action).squeeze(-1).amin(0)
         value_loss = self.update_value(observation, estimate)
 
         with torch.no_grad():  # the actor and the critics use the new values
-            values = self.value(torch.cat([observation, next_observation])).squeeze(-1)
-            value, next_value = values.split(len(observation))
+            values = self.value(torch.cat([observation, next_observation], -2)).squeeze(-1)
+            value, next_value = values.chunk(2, -1)
         advantage = estimate - value
         actor_loss = self.actor_loss(observation, batch.action, advantage)
-        self._anneal()
-        self.actor_optimizer.minimize(actor_loss)
+        self._anneal_as_published()
+        self.actor_optimizer.minimize(actor_loss.sum())
 
         target = batch.reward + self.config.discount * (1 - batch.terminal) * next_value
         critic_loss = self.critic_loss(self.critic(state_action).squeeze(-1), target)
-        self.critic_optimizer.minimize(critic_loss)
+        self.critic_optimizer.minimize(critic_loss.sum())
         soft_update(self.critic_target, self.critic, self.config.tau)
 
         self.updates += 1
         return {
             "critic_loss": critic_loss.detach(),
-            "value": value.mean(),
+            "value": value.mean(-1),
             "value_loss": value_loss.detach(),
             "actor_loss": actor_loss.detach(),
-            "advantage": advantage.mean(),
+            "advantage": advantage.mean(-1),
         }
 
     def update_value(self, observation: Tensor, estimate: Tensor) -> Tensor:
         """One step of the value network towards the expectile of ``estimate [B]`` at normalised observations."""
         loss = self.value_loss(estimate - self.value(observation).squeeze(-1))
-        self.value_optimizer.minimize(loss)
+        self.value_optimizer.minimize(loss.sum())
         return loss
 
-    def _anneal(self) -> None:
+    def _anneal_as_published(self) -> None:
         """The actor's learning rate falls to zero over the run, along a cosine; the others' too where that is asked."""
-        if self.config.learning_rate_schedule == "constant":
-            return
-        share = self.updates / self.config.updates
-        self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), share)
-        if self.config.learning_rate_schedule == "cosine":
-            for optimizer in (self.critic_optimizer, self.value_optimizer):
-                optimizer.learning_rate = cosine(self.config.learning_rate, share)
+        if self.config.learning_rate_schedule == "published":
+            self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), self.updates / self.config.updates)
+        self._anneal([self.actor_optimizer], [self.critic_optimizer, self.value_optimizer])
 
     # ------------------------------------------------------------------------------------------------ policy
 
-    def policy_blob(self, version: int) -> PolicyBlob:
-        log_std = self._clamped_log_std()
-        critic = self.critic_target if self.publish_critic else None
-        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std, critic)
+    def policy_blob(self, version: int, member: int | None = None) -> PolicyBlob:
+        actor, log_std = self.actor.alone(member).flat, self._clamped_log_std()
+        critic = self.critic_target.alone(member) if self.publish_critic else None
+        log_std = log_std if member is None else log_std[member, 0]
+        return pack_policy(version, self.spec, self._mean, self._std, actor, log_std, critic)
 
     def _clamped_log_std(self) -> Tensor:
         return self.log_std.clamp(self.options.log_std_min, self.options.log_std_max)

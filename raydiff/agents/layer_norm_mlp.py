@@ -43,7 +43,10 @@ class LayerNormMLP(MLP):
 
     def head(self, index: int, inputs: Tensor) -> Tensor:
         """Output ``[B, out]`` of one network, its weights held constant."""
-        return _forward(inputs, self._head_layers[index], self._head_norms[index])
+        norms = self._head_norms[index]
+        if torch.compiler.is_compiling():
+            norms = [(gain[index], shift[index]) for gain, shift in self.norms(self.flat.detach())]
+        return _forward(inputs, self._fixed(index), norms)
 
     def views(self, flat: Tensor) -> Layers:
         """Weights and biases of each linear layer as views into ``flat [P]``."""

@@ -56,7 +56,7 @@ class MishMLP(MLP):
 
     def head(self, index: int, inputs: Tensor) -> Tensor:
         """Output ``[B, out]`` of one stacked network, its weights held constant."""
-        return _run(inputs, self._head_layers[index])
+        return _run(inputs, self._fixed(index))
 
     def copy(self) -> MishMLP:
         """A separate network with the same weights: the start of a target network."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raydiff.agents.api import Stage
-from raydiff.agents.networks import MLP, Adam, soft_update
+from raydiff.agents.networks import Adam, soft_update
+from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
-from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import Resumable
+from raydiff.agents.rates import actor_rate
+from raydiff.agents.streams import Streams
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class TD3BC(Resumable):
-    """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+class TD3BC(OneStage):
+    """Learner; several seeds beside each other where ``seed`` is a sequence. Batches are ``[N, B, ...]`` then, and
+    metrics ``[N]``."""
+
+    NAME = "TD3+BC"
 
     def __init__(
         self,
@@ -28,34 +32,22 @@ class TD3BC(Resumable):
         action_size: int,
         observation_mean: Tensor,
         observation_std: Tensor,
-        seed: int,
+        seed: int | Sequence[int],
     ) -> None:
-        self.config, self.options = config, config.td3_bc
-        self.spec = PolicySpec(
+        spec = PolicySpec(
             kind="deterministic", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        self.updates, self.publish_critic = 0, False
-        self._mean = observation_mean.to(config.device, torch.float32)
-        self._std = observation_std.to(config.device, torch.float32)
-        self._metrics: dict[str, Tensor] = {}
-        generator = torch.Generator().manual_seed(seed)
-        self._build_networks(generator)
-        self._noise = torch.Generator(config.device)
-        self._noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-
-    def stages(self) -> list[Stage]:
-        return [Stage("train", self.config.updates)]
-
-    def begin_stage(self, name: str, table: Any) -> None:
-        if name != "train":
-            raise ValueError(f"TD3+BC has one stage, train; {name} was begun")
+        super().__init__(config, spec, observation_mean, observation_std, seed)
+        self.options = config.td3_bc
+        self._build_networks()
+        self._noise = Streams(self._origins, config.device)
 
     # ------------------------------------------------------------------------------------------------ networks
 
-    def _build_networks(self, generator: torch.Generator) -> None:
+    def _build_networks(self) -> None:
         config, inputs, actions = self.config, self.spec.observation_size, self.spec.action_size
-        self.actor = MLP((inputs, *config.hidden, actions), generator=generator, device=config.device)
-        self.critic = MLP((inputs + actions, *config.hidden, 1), heads=2, generator=generator, device=config.device)
+        self.actor = self._network((inputs, *config.hidden, actions))
+        self.critic = self._network((inputs + actions, *config.hidden, 1), heads=2)
         self.actor_target, self.critic_target = self.actor.copy(), self.critic.copy()
         self.actor_optimizer = Adam([self.actor.flat], actor_rate(config), config.adam_epsilon)
         self.critic_optimizer = Adam([self.critic.flat], config.learning_rate, config.adam_epsilon)
@@ -66,36 +58,32 @@ class TD3BC(Resumable):
     def target_value(self, reward: Tensor, next_observation: Tensor, terminal: Tensor) -> Tensor:
         """Bootstrapped value ``[B]`` with target policy smoothing and the smaller of two target critics."""
         action = self.actor_target(next_observation).tanh_()
-        noise = torch.empty_like(action).normal_(0, self.options.policy_noise, generator=self._noise)
+        noise = self._noise.normal_(torch.empty_like(action), self.options.policy_noise)
         action += noise.clamp_(-self.options.noise_clip, self.options.noise_clip)
         value = self.critic_target(torch.cat([next_observation, action.clamp_(-1, 1)], -1)).squeeze(-1).amin(0)
         return reward + self.config.discount * (1 - terminal) * value
 
     def critic_loss(self, value: Tensor, target: Tensor) -> Tensor:
         """Squared error of both critics ``[2, B]``: mean over the batch, summed over the two."""
-        return (value - target).square().sum() / len(target)
+        return (value - target).square().sum((0, -1)) / target.shape[-1]
 
     def actor_loss(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The value of the policy's actions in units of its size, against the distance to the data's actions; and
         that distance alone."""
         own = self.actor(observation).tanh()
-        value = self.critic.head(0, torch.cat([observation, own], -1))
-        scale = self.options.alpha / value.detach().abs().mean()
-        cloning = (own - action).square().mean()
-        return cloning - scale * value.mean(), cloning
+        value = self.critic.head(0, torch.cat([observation, own], -1)).squeeze(-1)
+        scale = self.options.alpha / value.detach().abs().mean(-1)
+        cloning = (own - action).square().mean((-2, -1))
+        return cloning - scale * value.mean(-1), cloning
 
     # ------------------------------------------------------------------------------------------------ update
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A critic step, and at every ``policy_delay``-th update an actor step and the targets; or, in policy-guided
         diffusion's order (B.6), an actor step, ``critic_steps`` critic steps on the same batch, and the targets."""
-        observation = (batch.observation - self._mean) / self._std
-        next_observation = (batch.next_observation - self._mean) / self._std
-        if self.config.learning_rate_schedule == "cosine":
-            share = self.updates / self.config.updates
-            self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), share)
-            self.critic_optimizer.learning_rate = cosine(self.config.learning_rate, share)
+        self._anneal([self.actor_optimizer], [self.critic_optimizer])
         self.updates += 1
+        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
         if self.options.order == "pgd":
             self._actor_step(observation, batch.action)
             for _ in range(self.options.critic_steps):
@@ -112,12 +100,12 @@ class TD3BC(Resumable):
         target = self.target_value(batch.reward, next_observation, batch.terminal)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
         loss = self.critic_loss(value, target)
-        self.critic_optimizer.minimize(loss)
-        self._metrics |= {"critic_loss": loss.detach(), "value": value.detach().mean()}
+        self.critic_optimizer.minimize(loss.sum())
+        self._metrics |= {"critic_loss": loss.detach(), "value": value.detach().mean((0, -1))}
 
     def _actor_step(self, observation: Tensor, action: Tensor) -> None:
         loss, cloning = self.actor_loss(observation, action)
-        self.actor_optimizer.minimize(loss)
+        self.actor_optimizer.minimize(loss.sum())
         self._metrics |= {"actor_loss": loss.detach(), "cloning_loss": cloning.detach()}
 
     def _move_targets(self) -> None:
@@ -126,10 +114,10 @@ class TD3BC(Resumable):
 
     # ------------------------------------------------------------------------------------------------ policy
 
-    def policy_blob(self, version: int) -> PolicyBlob:
-        log_std = self.actor.flat.new_empty(0)
-        critic = self.critic_target if self.publish_critic else None
-        return pack_policy(version, self.spec, self._mean, self._std, self.actor.flat, log_std, critic)
+    def policy_blob(self, version: int, member: int | None = None) -> PolicyBlob:
+        actor, log_std = self.actor.alone(member).flat, self.actor.flat.new_empty(0)
+        critic = self.critic_target.alone(member) if self.publish_critic else None
+        return pack_policy(version, self.spec, self._mean, self._std, actor, log_std, critic)
 
     # ------------------------------------------------------------------------------------------------ state
 
