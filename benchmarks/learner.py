@@ -1,171 +1,179 @@
-"""How fast a learner trains on one CPU thread: ``python benchmarks/learner.py [--quick] [--json FILE]``.
+"""How fast learners train on one CPU core: ``python benchmarks/learner.py [--quick] [--json FILE] [--jax PYTHON]``.
 
-TD3+BC and IQL of this project run in turns with a plain single-file TD3+BC, written below as such files usually are,
-and with bare matrix products of the size of the hidden layers, which bound what float32 can reach. Only
-ratios within one run mean anything; updates per second depend on the machine and on what else it does.
+TD3+BC and IQL of this project (float32, bfloat16, each compiled or not, and eight batched seeds), as single-file
+implementations write them (peers/plain_torch.py) and as jitted JAX programs (peers/jax_learner.py, in a Python of its
+own), all on the same core, in turns, warmed up, with batches drawn before. Beside them bare matrix products of the size
+of the hidden layers, which bound what float32 can reach, and a profile of where our update's time goes. Only ratios
+within one run mean anything; updates per second depend on the machine and on what else it does.
 """
 
 from __future__ import annotations
 
-import copy
+import os
 import statistics
+import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from common import arguments, machine, report
-from torch import Tensor, nn
-from torch.nn import functional
+from peers.jax_child import JaxLearner
+from peers.plain_torch import PlainIQL, PlainTD3BC
+from peers.venv import jax_python
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from raydiff.agents.registry import build_agent
+from raydiff.agents.members import build_members
 from raydiff.compute import configure_compute
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch
 
-OBSERVATION, ACTION, WIDTH, BATCH = 17, 6, 256, 256
-GOAL_AGAINST_PLAIN = 2.2
+STATES, ACTIONS, WIDTH, BATCH, SEEDS, CORE = 17, 6, 256, 256, 8, 0
+NAMES = ("td3_bc", "iql")
+GOALS = {"float32_against_jax": 0.9, "float32_against_plain": 2.2, "bfloat16_against_jax": 1.1}
+Call = Callable[[], object]
 
 
-# ------------------------------------------------------------------------------------------- the single-file peer
+# ------------------------------------------------------------------------------------------- contestants
 
 
-class PlainTD3BC:
-    """TD3+BC as single-file implementations write it: separate linear layers, ``backward``, default Adam. It is
-    spared the host synchronisations that many of them have."""
+def random_batch(*shape: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
 
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.actor = perceptron(OBSERVATION, ACTION)
-        self.critics = nn.ModuleList([perceptron(OBSERVATION + ACTION, 1) for _ in range(2)])
-        self.actor_target, self.critics_target = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=3e-4)
-        self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=3e-4)
-        self.updates = 0
+    def normal(*last: int) -> Tensor:
+        return torch.randn(*shape, BATCH, *last, generator=generator)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        observation, action, reward, next_observation, terminal = batch
-        with torch.no_grad():
-            noise = (torch.randn_like(action) * 0.2).clamp(-0.5, 0.5)
-            next_action = (torch.tanh(self.actor_target(next_observation)) + noise).clamp(-1, 1)
-            following = torch.cat([next_observation, next_action], 1)
-            target_1, target_2 = (critic(following).squeeze(1) for critic in self.critics_target)
-            target = reward + 0.99 * (1 - terminal) * torch.min(target_1, target_2)
-        state_action = torch.cat([observation, action], 1)
-        value_1, value_2 = (critic(state_action).squeeze(1) for critic in self.critics)
-        critic_loss = functional.mse_loss(value_1, target) + functional.mse_loss(value_2, target)
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward()
-        self.critic_optimizer.step()
-        self.updates += 1
-        if self.updates % 2 == 0:
-            self.update_actor(observation, action)
-        return {"critic_loss": critic_loss.detach()}
-
-    def update_actor(self, observation: Tensor, action: Tensor) -> None:
-        own = torch.tanh(self.actor(observation))
-        value = self.critics[0](torch.cat([observation, own], 1))
-        actor_loss = -2.5 / value.abs().mean().detach() * value.mean() + functional.mse_loss(own, action)
-        self.actor_optimizer.zero_grad()
-        actor_loss.backward()
-        self.actor_optimizer.step()
-        with torch.no_grad():
-            for online, target in ((self.actor, self.actor_target), (self.critics, self.critics_target)):
-                for source, moved in zip(online.parameters(), target.parameters(), strict=True):
-                    moved.copy_(0.005 * source + 0.995 * moved)
+    action = torch.rand(*shape, BATCH, ACTIONS, generator=generator) * 2 - 1
+    return Batch(normal(STATES), action, normal(), normal(STATES), torch.zeros(*shape, BATCH))
 
 
-def perceptron(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, outputs)
-    )
+def ours(name: str, seeds: int = 1, **settings: Any) -> Call:
+    """One update of this project's learner."""
+    config = LearnerConfig(algorithm=name, updates=10**6, seeds=seeds, **settings)  # type: ignore[arg-type]
+    members = build_members(config, STATES, ACTIONS, torch.zeros(STATES), torch.ones(STATES), range(seeds))
+    batch = random_batch() if seeds == 1 else random_batch(seeds)
+    return lambda: members.update(batch)
 
 
-# ------------------------------------------------------------------------------------------- measurement
+def contestants() -> dict[str, tuple[str, Call, int]]:
+    """Name -> (route of matrix products, one call, updates or products of a call)."""
+    left, right, batch = torch.randn(2, BATCH, WIDTH), torch.randn(2, WIDTH, WIDTH), random_batch()
+    output = torch.empty_like(left)
+    found: dict[str, tuple[str, Call, int]] = {"products": ("auto", lambda: torch.bmm(left, right, out=output), 1)}
+    for name, plain in zip(NAMES, (PlainTD3BC, PlainIQL), strict=True):
+        peer = plain(STATES, ACTIONS, WIDTH)
+        found[f"{name}.plain"] = ("default", lambda peer=peer: peer.update(batch), 1)
+        found[f"{name}.float32"] = ("auto", ours(name), 1)
+        found[f"{name}.float32_compiled"] = ("auto", ours(name, compile=True), 1)
+        found[f"{name}.bfloat16"] = ("auto", ours(name, precision="bfloat16"), 1)
+        found[f"{name}.bfloat16_compiled"] = ("auto", ours(name, precision="bfloat16", compile=True), 1)
+        found[f"{name}.{SEEDS}_seeds_batched"] = ("auto", ours(name, SEEDS, batch_seeds="on"), SEEDS)
+    return found
 
 
 def flops_per_update() -> float:
     """Floating-point operations of the matrix products of one TD3+BC update, the actor's share in every second."""
-    critic_first, actor_first = (OBSERVATION + ACTION) * WIDTH, OBSERVATION * WIDTH
-    critic, actor = critic_first + WIDTH**2 + WIDTH, actor_first + WIDTH**2 + WIDTH * ACTION
+    critic_first, actor_first = (STATES + ACTIONS) * WIDTH, STATES * WIDTH
+    critic, actor = critic_first + WIDTH**2 + WIDTH, actor_first + WIDTH**2 + WIDTH * ACTIONS
     critic_step = actor + 2 * (3 * critic + (critic - critic_first))  # targets, forward, weights; inputs without first
     actor_step = actor + 2 * critic + actor + (actor - actor_first)
     return 2.0 * BATCH * (critic_step + actor_step / 2)
 
 
-def random_batch() -> Batch:
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    action = torch.rand(BATCH, ACTION, generator=generator) * 2 - 1
-    return Batch(normal(BATCH, OBSERVATION), action, normal(BATCH), normal(BATCH, OBSERVATION), torch.zeros(BATCH))
+# ------------------------------------------------------------------------------------------- measurement
 
 
-def rate(call: Callable[[], object], count: int) -> float:
-    """Calls per second."""
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return count / (time.perf_counter() - start)
-
-
-def contestants() -> dict[str, tuple[str, Callable[[], object]]]:
-    """Name -> (route of matrix products, one update or product)."""
-    batch = random_batch()
-    zeros, ones = torch.zeros(OBSERVATION), torch.ones(OBSERVATION)
-    td3_bc, td3_bc_default, iql = (
-        build_agent(LearnerConfig(algorithm=name, updates=10**6), OBSERVATION, ACTION, zeros, ones, 0)
-        for name in ("td3_bc", "td3_bc", "iql")
-    )
-    plain, left, right = PlainTD3BC(), torch.randn(2, BATCH, WIDTH), torch.randn(2, WIDTH, WIDTH)
-    output = torch.empty_like(left)
-    return {
-        "plain": ("default", lambda: plain.update(batch)),
-        "td3_bc": ("auto", lambda: td3_bc.update(batch)),
-        "td3_bc_default": ("default", lambda: td3_bc_default.update(batch)),
-        "iql": ("auto", lambda: iql.update(batch)),
-        "products": ("auto", lambda: torch.bmm(left, right, out=output)),
-    }
-
-
-def measure(rounds: int, count: int) -> dict[str, float]:
-    """Medians over rounds in which everything runs in turn; ratios are taken within a round."""
-    runs = contestants()
-    rates: dict[str, list[float]] = {name: [] for name in runs}
+def measure(
+    runs: dict[str, tuple[str, Call, int]], peer: JaxLearner, count: int, rounds: int
+) -> dict[str, list[float]]:
+    """Updates (or products) per second of each, in rounds in which everything runs in turn; the first two are warm-up."""
+    rates: dict[str, list[float]] = {name: [] for name in (*runs, *(f"{name}.jax" for name in NAMES))}
     for turn in range(rounds + 2):
-        for name, (route, call) in runs.items():
+        for name, (route, call, weight) in runs.items():
             configure_compute(1, "auto" if route == "auto" else "default")
-            speed = rate(call, count)
-            if turn >= 2:
-                rates[name].append(speed)
+            calls = max(2, count // weight)
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            rates[name].append(calls * weight / (time.perf_counter() - start))
+        for name in NAMES:
+            rates[f"{name}.jax"].append(count / peer.seconds(name))
+        if turn == 1:
+            rates = {name: [] for name in rates}
+    return rates
+
+
+def figures_of(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Medians over the rounds; ratios are taken within a round."""
 
     def ratio(name: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
 
+    found = {f"{name}.updates_per_second": statistics.median(values) for name, values in rates.items()}
     product_flops = 2.0 * 2 * BATCH * WIDTH * WIDTH
-    return {
-        "td3_bc_updates_per_second": statistics.median(rates["td3_bc"]),
-        "td3_bc_default_matmul_updates_per_second": statistics.median(rates["td3_bc_default"]),
-        "iql_updates_per_second": statistics.median(rates["iql"]),
-        "plain_td3_bc_updates_per_second": statistics.median(rates["plain"]),
-        "matmul_gflops_per_second": statistics.median(rates["products"]) * product_flops / 1e9,
-        "matmul_bound_updates_per_second": statistics.median(rates["products"]) * product_flops / flops_per_update(),
-        "td3_bc_against_plain": ratio("td3_bc", "plain"),
-        "td3_bc_against_default_matmul": ratio("td3_bc", "td3_bc_default"),
-        "iql_against_plain_td3_bc": ratio("iql", "plain"),
-        "td3_bc_share_of_matmul_bound": ratio("td3_bc", "products") * flops_per_update() / product_flops,
-    }
+    found["products.gflops_per_second"] = found.pop("products.updates_per_second") * product_flops / 1e9
+    for name in NAMES:
+        for kind in ("float32", "float32_compiled", "bfloat16", "bfloat16_compiled", f"{SEEDS}_seeds_batched"):
+            for other in ("jax", "plain"):
+                found[f"{name}.{kind}_against_{other}"] = ratio(f"{name}.{kind}", f"{name}.{other}")
+        found[f"{name}.jax_against_plain"] = ratio(f"{name}.jax", f"{name}.plain")
+    for kind in ("float32", "float32_compiled", "jax", "plain"):
+        bound = ratio(f"td3_bc.{kind}", "products") * flops_per_update() / product_flops
+        found[f"td3_bc.{kind}_share_of_product_bound"] = bound
+    return found
+
+
+def shares(call: Call) -> dict[str, float]:
+    """Where the time of a call goes: matrix products, other kernels, and the rest (Python, dispatch, autograd)."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
+        for _ in range(50):
+            call()
+        total = time.perf_counter() - start
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+    products = sum(spent.get(f"aten::{name}", 0.0) for name in ("mm", "addmm", "bmm", "baddbmm"))
+    kernels = sum(value for name, value in spent.items() if name.startswith("aten::")) - products
+    return {"products": products / total, "other_kernels": kernels / total, "rest": 1 - (products + kernels) / total}
 
 
 # ------------------------------------------------------------------------------------------- report
 
 
+def goals(figures: dict[str, float]) -> dict[str, float]:
+    """The goals, judged on the faster of compiled and not."""
+    wanted = {}
+    for name in NAMES:
+        for goal, value in GOALS.items():
+            precision, other = goal.split("_against_")
+            best = max(
+                f"{precision}", f"{precision}_compiled", key=lambda kind: figures[f"{name}.{kind}_against_{other}"]
+            )
+            wanted[f"{name}.{best}_against_{other}"] = value
+    return wanted
+
+
 def main() -> None:
-    chosen = arguments(__doc__)
-    figures = measure(rounds=15 if chosen.quick else 80, count=20)
-    description = machine(threads=1, compute=str(configure_compute(1, "auto")))
-    report(description, figures, {"td3_bc_against_plain": GOAL_AGAINST_PLAIN}, chosen.json)
+    def more(parser: ArgumentParser) -> None:
+        parser.add_argument("--jax", type=Path, metavar="PYTHON", help="A Python that has JAX; default: one is made.")
+
+    chosen = arguments(__doc__ or "", more)
+    python, rounds = jax_python(chosen.jax), 8 if chosen.quick else 40
+    os.sched_setaffinity(0, {CORE})
+    configure_compute(1, "auto")
+    count = 20
+    with tempfile.TemporaryDirectory() as folder:
+        job = {"vmap": False, "updates": count, "states": STATES, "actions": ACTIONS, "hidden": [WIDTH, WIDTH]}
+        with JaxLearner(python, Path(folder), job, CORE) as peer:
+            runs = contestants()
+            rates = measure(runs, peer, count, rounds)
+            description = machine(threads=1, jax=peer.version, compute=str(configure_compute(1, "auto")))
+    figures = figures_of(rates)
+    for name in ("td3_bc.float32", "td3_bc.bfloat16", "iql.float32"):
+        figures |= {f"{name}.time_in_{part}": value for part, value in shares(runs[name][1]).items()}
+    report(description, figures, goals(figures), chosen.json)
 
 
 if __name__ == "__main__":

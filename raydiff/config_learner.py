@@ -191,6 +191,10 @@ class QGPOConfig(Section):
     )
 
 
+BATCHED = ("td3_bc", "iql")
+"""Learners whose parameters can have a row for each seed, and whose matrix products a precision."""
+
+
 class LearnerConfig(Section):
     algorithm: Literal["td3_bc", "iql", "swg", "cql", "rebrac", "diffusion_ql", "aepo", "qgpo"] = Field(
         "td3_bc", description="Offline algorithm."
@@ -226,9 +230,20 @@ class LearnerConfig(Section):
         "float32", description="Of matrix products in actor and critics; weights and sums are float32 (TD3+BC, IQL)."
     )
     compile: bool = Field(False, description="Compile the update; takes tens of seconds at the start.")
+    batch_seeds: Literal["auto", "on", "off"] = Field(
+        "auto", description="Several seeds as one batched network (TD3+BC, IQL), or in turn; auto: on GPUs."
+    )
     cpus: float = Field(1.0, ge=0, description="CPUs of the learner; its threads are the whole part, at least one.")
     gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction) of the learner.")
     device: str = Field("cpu", description="Torch device of the learner.")
+
+    @model_validator(mode="after")
+    def _check(self) -> LearnerConfig:
+        for name, value in (("precision", "bfloat16"), ("batch_seeds", "on")):
+            if getattr(self, name) == value and self.algorithm not in BATCHED:
+                able = " and ".join(BATCHED)
+                raise ValueError(f"learner.{name}={value} is there for {able}, not for {self.algorithm}: leave it out")
+        return self
 
     @property
     def needs_next_action(self) -> bool:

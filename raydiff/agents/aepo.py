@@ -198,9 +198,7 @@ class AEPO:
         """Actions of the behaviour model ``[B, K, A]``, within ±1, in normalised states ``[B, S]``, from the initial
         ``noise [B, K, A]``."""
         rows = observation[:, None]
-        drawn = sample(
-            lambda x, t: self.behaviour(x, t[:, None], rows), noise, self.vp, "dpmpp_2m", self.options.steps
-        )
+        drawn = sample(lambda x, t: self.behaviour(x, t[:, None], rows), noise, self.vp, "dpmpp_2m", self.options.steps)
         return drawn.clamp_(-1, 1)
 
     def _store_support(self) -> None:

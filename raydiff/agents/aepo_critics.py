@@ -16,7 +16,6 @@ from raydiff.agents.value_critics import ValueCritics
 from raydiff.config_learner import LearnerConfig
 
 
-
 class ConservativeCritics(ValueCritics):
     """Critics held low away from the data (Kumar et al. 2020): a penalty on the soft maximum of ``Q`` over proposed
     actions, uniform ones and those of other states of the batch, less the value of the data's action."""

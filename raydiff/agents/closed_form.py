@@ -30,18 +30,22 @@ class CriticMean:
 
     def __init__(self, critic: MLP, observation: Tensor) -> None:
         self.critic, self.observation = critic, observation
+        self._last: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def value(self, action: Tensor) -> Tensor:
-        """``Q(s, a) [B]`` for ``action [B, A]``."""
+        """``Q(s, a) [B]`` for ``action [B, A]``. That of the action whose slope was asked for last is known already."""
+        if self._last is not None and self._last[0] is action:
+            return self._last[1]
         return self.critic(self._inputs(action)).squeeze(-1).mean(0)
 
     def slope(self, action: Tensor) -> Tensor:
         """``dQ/da [B, A]``."""
         with torch.enable_grad():
             inputs = self._inputs(action).requires_grad_()
-            value = self.critic.head(0, inputs) + self.critic.head(1, inputs)
-            return torch.autograd.grad(value.sum() / 2, inputs)[0][:, -action.shape[1] :]
+            value = (self.critic.head(0, inputs) + self.critic.head(1, inputs)) / 2
+            self._last = action, value.detach().squeeze(-1)
+            return torch.autograd.grad(value.sum(), inputs)[0][:, -action.shape[1] :]
 
     def _inputs(self, action: Tensor) -> Tensor:
         return torch.cat([self.observation, action.clamp(-1.0, 1.0)], -1).detach()
@@ -65,15 +69,17 @@ def closed_form_energy(
     """
     gradient = slope(mean)
     norm = torch.linalg.vector_norm(gradient, dim=-1)
+    if offset == 0.0:
+        level = beta * value(mean)
+    else:
+        step = offset * gradient / (norm[:, None] + TINY)
+        level = beta * (value(mean + step) - (gradient * step).sum(-1))
     spread = 0.5 * beta**2 * variance * norm.square()
     if damped:
         direction = gradient / (norm[:, None] + TINY)
         kappa = -(direction * _bend(slope, mean, direction, variance[:, None])).sum(-1)
         spread = spread / (1.0 + beta * variance * kappa.clamp_min(0.0))
-    if offset == 0.0:
-        return beta * value(mean) + spread
-    step = offset * gradient / (norm[:, None] + TINY)
-    return beta * (value(mean + step) - (gradient * step).sum(-1)) + spread
+    return level + spread
 
 
 def closed_form_gradient(

@@ -158,13 +158,20 @@ class DiffusionPolicy(Policy):
         with torch.inference_mode(False), torch.no_grad():
             rows = action.clone().to(self.observation_mean).reshape(-1, size)
             widths = torch.as_tensor(width).to(rows).expand(*action.shape[:-1], 1).reshape(-1).clone()
-            times, known = (part.to(rows) for part in noise_widths(self.vp))
-            nearest = torch.bucketize(widths.log(), (known[1:] * known[:-1]).log() / 2)
+            times, known, between = self._levels
+            nearest = torch.bucketize(widths, between)
             t, widths = times[nearest], known[nearest, None]
             alpha = (1 + widths.square()).rsqrt()
             noise = self._predict(self._normalised(observation))(alpha * rows, t)
             denoised = (rows - widths * noise).clamp(-1, 1)
             return ((denoised - rows) / widths.square()).view(action.shape)
+
+    @functools.cached_property
+    def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``noise_widths`` and the borders between them on a logarithmic scale, for this policy's device."""
+        times, widths = noise_widths(self.vp)
+        between = (widths[1:] * widths[:-1]).sqrt()
+        return times.to(self.observation_mean), widths.to(self.observation_mean), between.to(self.observation_mean)
 
     # ------------------------------------------------------------------------------------------------ sampling
 

@@ -6,7 +6,6 @@ which gradients pass, or, in the efficient variant (Kang et al. 2023), estimated
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,9 +80,6 @@ class DiffusionQL(Resumable):
         self.critic_target = self.critic.copy()
         self.actor_optimizer = Adam([self.actor.flat], actor_rate(config), config.adam_epsilon)
         self.critic_optimizer = Adam([self.critic.flat], config.learning_rate, config.adam_epsilon)
-        if self.options.gradient_clip is not None:  # the optimiser gets what such a hook returns
-            for flat in (self.actor.flat, self.critic.flat):
-                flat.register_hook(clip_norm(self.options.gradient_clip))
 
     # ------------------------------------------------------------------------------------------------ losses
 
@@ -118,10 +114,12 @@ class DiffusionQL(Resumable):
     def value_loss(self, observation: Tensor, action: Tensor) -> Tensor:
         """Minus the mean value of ``action [B, A]`` by one critic, in units of its mean size by the other; which is
         which is drawn."""
-        values = self.critic(torch.cat([observation, action], -1)).squeeze(-1)
-        coin = torch.rand((), generator=self._noise, device=values.device) < 0.5
-        first, second = torch.where(coin, values, values.flip(0))
-        return -first.mean() / second.detach().abs().mean()
+        inputs = torch.cat([observation, action], -1)
+        first = torch.randint(2, (1,), generator=self._noise, device=inputs.device)
+        value = self.critic.drawn(first, inputs)
+        with torch.no_grad():  # which spares the gradient of the one that gives the unit
+            size = self.critic.drawn(1 - first, inputs).abs().mean()
+        return -value.mean() / size
 
     def actions(self, actor: NoiseNetwork, observation: Tensor, differentiable: bool = False) -> Tensor:
         """Sampled actions ``[B, A]`` for normalised observations ``[B, S]``."""
@@ -151,9 +149,9 @@ class DiffusionQL(Resumable):
         target = self.target_value(batch.reward, next_observation, batch.terminal)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
         critic_loss = self.critic_loss(value, target)
-        self.critic_optimizer.minimize(critic_loss)
+        self.critic_optimizer.minimize(critic_loss, self.options.gradient_clip)
         actor_loss, cloning = self.actor_loss(observation, batch.action)
-        self.actor_optimizer.minimize(actor_loss)
+        self.actor_optimizer.minimize(actor_loss, self.options.gradient_clip)
         self._move_targets()
         self.updates += 1
         return {
@@ -190,8 +188,3 @@ class DiffusionQL(Resumable):
             "critic_optimizer": self.critic_optimizer,
             "noise": self._noise,
         }
-
-
-def clip_norm(largest: float) -> Callable[[Tensor], Tensor]:
-    """A function that scales a gradient ``[P]`` down to the norm ``largest`` where it is longer."""
-    return lambda gradient: gradient * (largest / torch.linalg.vector_norm(gradient).clamp_min(largest))

@@ -6,7 +6,7 @@ single seed is the agent itself, without an axis for members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from raydiff.agents.api import Agent, Stage
-from raydiff.agents.registry import build_agent
-from raydiff.config_learner import LearnerConfig
+from raydiff.agents.compiled import Update, compiled
+from raydiff.agents.one_stage import OneStage
+from raydiff.agents.registry import build_agent, build_batched
+from raydiff.config_learner import BATCHED, LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
 
@@ -48,9 +50,10 @@ class Members(Protocol):
 class Single:
     """One agent as the only member: every call goes straight to it."""
 
-    def __init__(self, agent: Agent) -> None:
-        self.agent = agent
-        self.stages, self.begin_stage, self.update = agent.stages, agent.begin_stage, agent.update
+    def __init__(self, agent: Agent, update: Update | None = None) -> None:
+        """``update``: that of the agent, where it is compiled."""
+        self.agent, self.update = agent, update or agent.update
+        self.stages, self.begin_stage = agent.stages, agent.begin_stage
         self.state_dict, self.load_state_dict = agent.state_dict, agent.load_state_dict
 
     def policy_blobs(self, version: int) -> list[PolicyBlob]:
@@ -60,11 +63,26 @@ class Single:
         return self.agent.state_dict()
 
 
+class Batched:
+    """One learner whose parameters have a row for each seed: what fills a GPU. Its sums come in another order than
+    those of separate runs, so that it equals them up to rounding."""
+
+    def __init__(self, agent: OneStage, update: Update) -> None:
+        self.agent, self.update = agent, update
+        self.stages, self.begin_stage = agent.stages, agent.begin_stage
+        self.state_dict, self.load_state_dict = agent.state_dict, agent.load_state_dict
+        self.member_state = agent.member_state
+
+    def policy_blobs(self, version: int) -> list[PolicyBlob]:
+        return [self.agent.policy_blob(version, member) for member in range(self.agent.seeds or 1)]
+
+
 class Looped:
     """Agents that are updated one after the other: right for every algorithm, and as slow as they are many."""
 
-    def __init__(self, agents: Sequence[Agent]) -> None:
-        self.agents = list(agents)
+    def __init__(self, agents: Sequence[Agent], updates: Sequence[Update]) -> None:
+        """``updates``: those of the agents, compiled or not."""
+        self.agents, self.updates = list(agents), list(updates)
 
     def stages(self) -> list[Stage]:
         return self.agents[0].stages()
@@ -74,7 +92,7 @@ class Looped:
             agent.begin_stage(name, table)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        found = [agent.update(part_of(batch, member)) for member, agent in enumerate(self.agents)]
+        found = [update(part_of(batch, member)) for member, update in enumerate(self.updates)]
         return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
 
     def policy_blobs(self, version: int) -> list[PolicyBlob]:
@@ -113,9 +131,19 @@ def build_members(
     seeds: Sequence[int],
     publish_critic: bool = False,
 ) -> Members:
-    """The configured learner once for each of ``seeds``, from which its weights are drawn; else as ``build_agent``."""
-    agents = [
-        build_agent(config, observation_size, action_size, observation_mean, observation_std, seed, publish_critic)
-        for seed in seeds
-    ]
-    return Single(agents[0]) if len(agents) == 1 else Looped(agents)
+    """The configured learner once for each of ``seeds``, from which its weights are drawn; else as ``build_agent``. Its
+    updates are compiled where ``config.compile`` asks."""
+    rest = observation_size, action_size, observation_mean, observation_std
+    finish: Callable[[Update], Update] = compiled if config.compile else lambda update: update
+    if len(seeds) > 1 and batches(config):
+        batched = build_batched(config, *rest, seeds, publish_critic)
+        return Batched(batched, finish(batched.update))
+    agents = [build_agent(config, *rest, seed, publish_critic) for seed in seeds]
+    updates = [finish(agent.update) for agent in agents]
+    return Single(agents[0], updates[0]) if len(seeds) == 1 else Looped(agents, updates)
+
+
+def batches(config: LearnerConfig) -> bool:
+    """Whether several seeds share batched parameters."""
+    wanted = config.batch_seeds
+    return wanted == "on" or (wanted == "auto" and config.algorithm in BATCHED and config.device != "cpu")

@@ -14,37 +14,40 @@ from raydiff.agents.networks import MLP, Layers, _affine
 
 def mish(x: Tensor) -> Tensor:
     """``x tanh(log(1 + e^x))`` (Misra 2020). On a CPU, where torch's own costs more than the matrix product beside it,
-    as ``x (2 / (1 + s^2) - 1)`` with ``s = sigmoid(-x)``, which is the same with one transcendental function."""
+    with one transcendental function: ``x h`` with ``h = 2 / (1 + s^2) - 1`` and ``s = sigmoid(-x)`` is the same."""
     if x.device.type != "cpu":
         return functional.mish(x)
-    return _Mish.apply(x) if x.requires_grad else _value(x)
+    return _Mish.apply(x)[0] if x.requires_grad else x * _gate(x)[0]
 
 
 class _Mish(torch.autograd.Function):
+    """The value ``x h``, and its slope ``h + x (1 - h^2) (1 - s)`` from what both have in common."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _value(x)
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        gate, s = _gate(x)
+        slope = torch.addcmul(x.new_ones(()), gate, gate, value=-1)
+        slope = torch.addcmul(slope, slope, s, value=-1)
+        return x * gate, torch.addcmul(gate, slope, x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The slope is ``2 r (1 + 2 x r s^2 (1 - s)) - 1`` with ``r = 1 / (1 + s^2)``."""
-        (x,) = ctx.saved_tensors
-        s = x.neg().sigmoid_()
-        r = s.square().add_(1).reciprocal_()
-        slope = torch.addcmul(s, s, s, value=-1).mul_(s).mul_(r).mul_(x).mul_(2).add_(1)
-        return slope.mul_(r).mul_(2).sub_(1).mul_(gradient)
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope
 
 
-def _value(x: Tensor) -> Tensor:
-    s = x.neg().sigmoid_()
-    return s.mul_(s).add_(1).reciprocal_().mul_(2).sub_(1).mul_(x)
+def _gate(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``h`` and ``s`` of ``mish``."""
+    one, s = x.new_ones(()), x.neg().sigmoid_()
+    return torch.addcmul(one, s, s).reciprocal_().mul_(2).sub_(one), s
 
 
 class MishMLP(MLP):
@@ -57,6 +60,11 @@ class MishMLP(MLP):
     def head(self, index: int, inputs: Tensor) -> Tensor:
         """Output ``[B, out]`` of one stacked network, its weights held constant."""
         return _run(inputs, self._fixed(index))
+
+    def drawn(self, index: Tensor, inputs: Tensor) -> Tensor:
+        """As ``head``, for an ``index [1]`` on the device, which no one waits for."""
+        layers = [(w.index_select(0, index), b.index_select(0, index)) for w, b in self.views(self.flat.detach())]
+        return _run(inputs, layers).squeeze(0)
 
     def copy(self) -> MishMLP:
         """A separate network with the same weights: the start of a target network."""

@@ -61,8 +61,7 @@ class MLP:
         several = len(self.stack) == 2
         stacked = inputs.expand(self.stack[0], *inputs.shape).flatten(0, 1) if several else inputs
         if torch.compiler.is_compiling():  # which differentiates by itself, and needs one name for each memory
-            layers = self.views(self.flat)
-            output = _forward(stacked, layers, _cast(layers, self.precision), [])
+            output = self._traced(stacked, self.views(self.flat))
         elif torch.is_grad_enabled():
             output = _Perceptron.apply(stacked, self.flat, self)
         else:
@@ -73,7 +72,7 @@ class MLP:
         """Output ``[B, out]`` (of ``N`` seeds ``[N, B, out]``) of one stacked network, its weights held constant."""
         layers = self._fixed(index)
         if torch.compiler.is_compiling():
-            return _forward(inputs, layers, _cast(layers, self.precision), [])
+            return self._traced(inputs, layers)
         return _FixedPerceptron.apply(inputs, self.flat.detach(), layers, self.precision)
 
     def views(self, flat: Tensor) -> Layers:
@@ -123,6 +122,18 @@ class MLP:
             return self._head_layers[index]
         return [(self._head(w, index), self._head(b, index)) for w, b in self.views(self.flat.detach())]
 
+    def _traced(self, inputs: Tensor, layers: Layers) -> Tensor:
+        """What the compiler sees. On a CPU it copies the factors of stacked products, so they are taken apart."""
+        stacked = layers[0][0].ndim == 3
+        if not stacked or inputs.device.type != "cpu":
+            return _forward(inputs, layers, _cast(layers, self.precision), [])
+        parts = [list(zip(weight.unbind(), bias.unbind(), strict=True)) for weight, bias in layers]
+        members = [list(each) for each in zip(*parts, strict=True)]
+        own = inputs if inputs.ndim == 3 else [inputs] * len(members)
+        return torch.stack(
+            [_forward(x, each, _cast(each, self.precision), []) for x, each in zip(own, members, strict=True)]
+        )
+
     def _head(self, stacked: Tensor, index: int) -> Tensor:
         """A head's entries of ``[M, ...]``: without the first axis, or with an axis of seeds instead."""
         return stacked.unflatten(0, self.stack)[index]
@@ -144,6 +155,7 @@ class Adam:
         self.first_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         self.second_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         self.steps = [torch.zeros((), device=parameter.device) for parameter in parameters]
+        self._decays = torch.tensor([[0.9, 1.0], [0.999, 1.0]], device=self.parameters[0].device)
 
     def minimize(self, loss: Tensor, max_norm: float | None = None) -> None:
         """One step on ``loss``, with gradients for these parameters only, scaled down to the norm ``max_norm`` where
@@ -176,11 +188,14 @@ class Adam:
 
     def _step_by_step(self, gradients: Sequence[Tensor]) -> None:
         for index, gradient in enumerate(gradients):
-            first, second, step = self.first_moments[index], self.second_moments[index], self.steps[index]
+            first, second = self.first_moments[index], self.second_moments[index]
             first.lerp_(gradient, 0.1)
             second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            root = (second / (1 - 0.999**step)).sqrt_().add_(self.epsilon)
-            self.parameters[index].sub_(first / root * (self.learning_rate / (1 - 0.9**step)))
+            # A product over an axis, so that the compiler works both powers out once and not for each parameter.
+            powers = (self._decays ** self.steps[index]).prod(1)
+            scale = self.learning_rate / (1 - powers[0])
+            root = (1 - powers[1]).rsqrt()
+            self.parameters[index].sub_(first * scale / (second.sqrt() * root + self.epsilon))
 
     def tensors(self) -> dict[str, Tensor]:
         """The live state: two moments and a step count for each parameter."""
@@ -189,7 +204,7 @@ class Adam:
 
 
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if weight.shape[-2] == 1:  # a matrix library is slow at one column
+    if weight.shape[-2] == 1 and not torch.compiler.is_compiling():  # a matrix library is slow at one column
         return (inputs * weight).sum(-1, keepdim=True).add_(bias)
     if weight.ndim == 2:
         return torch.addmm(bias, inputs, weight.mT)

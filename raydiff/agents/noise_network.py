@@ -108,7 +108,7 @@ class NoiseNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, dropout: torch.Generator | None = None) -> Tensor:
         """Dropout acts only where its generator is given: in training, never in sampling."""
         parts = self.flat.split(self._counts)
-        weights = (part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
+        weights = iter([part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)])
         time = self._time(t, weights).expand(*x.shape[:-1], -1)
         condition = condition.expand(*x.shape[:-1], -1)
         if self.spec.kind == "mlp":

@@ -15,7 +15,7 @@ from raydiff.agents.policy import PolicySpec
 from raydiff.agents.rates import actor_rate, cosine
 from raydiff.agents.state import Resumable
 from raydiff.config_learner import LearnerConfig
-from raydiff.types import PolicyBlob
+from raydiff.types import Batch, PolicyBlob
 
 
 class OneStage(Resumable):
@@ -53,6 +53,10 @@ class OneStage(Resumable):
         """As ``api.Agent.begin_stage``: there is nothing to prepare."""
         if name != "train":
             raise ValueError(f"{self.NAME} has one stage, train; {name} was begun")
+
+    @abstractmethod
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """As ``api.Agent.update``; of several seeds on ``[N, B, ...]``, with metrics ``[N]``."""
 
     @abstractmethod
     def policy_blob(self, version: int, member: int | None = None) -> PolicyBlob:

@@ -64,6 +64,7 @@ class PosteriorTable:
         self.alpha, self.sigma = vp.levels(self.times)
         self.sums = torch.zeros(POINTS, 7, action_size, dtype=torch.float64, device=device)
         self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self._known: tuple[tuple[str, int, int], Posterior] | None = None
 
     @torch.no_grad()
     def add(self, predict: Predict, action: Tensor, generator: torch.Generator) -> None:
@@ -79,7 +80,13 @@ class PosteriorTable:
         self.count += len(action)
 
     def posterior(self, kind: PosteriorKind) -> Posterior:
-        """In float32; before anything was counted, variances of 0."""
+        """In float32; before anything was counted, variances of 0. Worked out again when the sums have changed."""
+        state = kind, self.sums._version, self.count._version
+        if self._known is None or self._known[0] != state:
+            self._known = state, self._posterior(kind)
+        return self._known[1]
+
+    def _posterior(self, kind: PosteriorKind) -> Posterior:
         moments = self.sums / self.count.clamp_min(1.0)
         noise, predicted, mean, mean_square, product, action, square = moments.unbind(1)
         prior = (square - action**2).mean(-1)

@@ -55,11 +55,11 @@ class TD3BC(OneStage):
     # ------------------------------------------------------------------------------------------------ losses
 
     @torch.no_grad()
-    def target_value(self, reward: Tensor, next_observation: Tensor, terminal: Tensor) -> Tensor:
-        """Bootstrapped value ``[B]`` with target policy smoothing and the smaller of two target critics."""
+    def target_value(self, reward: Tensor, next_observation: Tensor, terminal: Tensor, noise: Tensor) -> Tensor:
+        """Bootstrapped value ``[B]`` with target policy smoothing by ``noise [B, A]`` and the smaller of two target
+        critics."""
         action = self.actor_target(next_observation).tanh_()
-        noise = self._noise.normal_(torch.empty_like(action), self.options.policy_noise)
-        action += noise.clamp_(-self.options.noise_clip, self.options.noise_clip)
+        action += noise.clamp(-self.options.noise_clip, self.options.noise_clip)
         value = self.critic_target(torch.cat([next_observation, action.clamp_(-1, 1)], -1)).squeeze(-1).amin(0)
         return reward + self.config.discount * (1 - terminal) * value
 
@@ -81,23 +81,30 @@ class TD3BC(OneStage):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A critic step, and at every ``policy_delay``-th update an actor step and the targets; or, in policy-guided
         diffusion's order (B.6), an actor step, ``critic_steps`` critic steps on the same batch, and the targets."""
+        pgd = self.options.order == "pgd"
+        noises = self._draw(batch.action, self.options.critic_steps if pgd else 1)
         self._anneal([self.actor_optimizer], [self.critic_optimizer])
         self.updates += 1
         observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
-        if self.options.order == "pgd":
+        if pgd:
             self._actor_step(observation, batch.action)
-            for _ in range(self.options.critic_steps):
-                self._critic_step(observation, next_observation, batch)
+            for noise in noises:
+                self._critic_step(observation, next_observation, batch, noise)
             self._move_targets()
         else:
-            self._critic_step(observation, next_observation, batch)
+            self._critic_step(observation, next_observation, batch, noises[0])
             if self.updates % self.options.policy_delay == 0:
                 self._actor_step(observation, batch.action)
                 self._move_targets()
         return dict(self._metrics)
 
-    def _critic_step(self, observation: Tensor, next_observation: Tensor, batch: Batch) -> None:
-        target = self.target_value(batch.reward, next_observation, batch.terminal)
+    @torch.compiler.disable  # from random streams: before all else, so that the rest is one program
+    def _draw(self, action: Tensor, count: int) -> list[Tensor]:
+        """Noise for the targets of ``count`` critic steps."""
+        return [self._noise.normal_(torch.empty_like(action), self.options.policy_noise) for _ in range(count)]
+
+    def _critic_step(self, observation: Tensor, next_observation: Tensor, batch: Batch, noise: Tensor) -> None:
+        target = self.target_value(batch.reward, next_observation, batch.terminal, noise)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
         loss = self.critic_loss(value, target)
         self.critic_optimizer.minimize(loss.sum())

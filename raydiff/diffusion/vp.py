@@ -189,9 +189,15 @@ def sample(
         return _sample(predict, x_T, vp, solver, steps, temperature, guide, clip, generator)
 
 
+@torch.compiler.assume_constant_result
+def _plan(kind: Schedule, levels: int, steps: int) -> list[tuple[float, float, float]]:
+    """Time, ``alpha`` and ``sigma`` of the sampler's grid: numbers, to the compiler too."""
+    return _computed_plan(kind, levels, steps)
+
+
 @functools.lru_cache
-def _plan(vp: VP, steps: int) -> list[tuple[float, float, float]]:
-    """Time, ``alpha`` and ``sigma`` of the sampler's grid."""
+def _computed_plan(kind: Schedule, levels: int, steps: int) -> list[tuple[float, float, float]]:
+    vp = VP(kind, levels)
     grid = vp.grid(steps)
     return list(zip(*(part.tolist() for part in (grid, *vp.levels(grid))), strict=True))
 
@@ -209,7 +215,7 @@ def _sample(
 ) -> Tensor:
     noisy, second = solver in ("ddpm", "dpmpp_2m_sde"), solver in ("dpmpp_2m", "dpmpp_2m_sde")
     before: tuple[Tensor, float] | None = None  # the last denoised value, and the step that followed it
-    for (time, alpha, sigma), (_, alpha_next, sigma_next) in itertools.pairwise(_plan(vp, steps)):
+    for (time, alpha, sigma), (_, alpha_next, sigma_next) in itertools.pairwise(_plan(vp.kind, vp.steps, steps)):
         denoised = _denoise(predict, x, time, alpha, sigma, guide, clip)
         if sigma_next == 0:
             return denoised

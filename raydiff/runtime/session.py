@@ -112,6 +112,8 @@ class Session:
         started = []
         for materials, crew in zip(learners, self.backend.crews_of(learners), strict=True):
             config, arm = materials.config, materials.learner_id
+            if config.learner.compile:
+                self.board.message(f"{arm}: the update is compiled first, which may take a minute or two")
             conductor = Conductor(config, arm, make_controller(config, self.dataset.action_size))
             crew.start()
             started.append(Running(conductor, crew, Recorder(self.writer, arm, self.board.message)))

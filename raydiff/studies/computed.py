@@ -27,7 +27,7 @@ from raydiff.section import Section
 from raydiff.studies.figure import study_figure
 from raydiff.studies.measures import Column
 from raydiff.studies.results import Results, Row, Value
-from raydiff.studies.runner import Note, OnExisting
+from raydiff.studies.runner import Note, OnExisting, terminations_interrupt
 from raydiff.studies.table import write_results
 
 NOTE = "Means over seeds with Student's 95 % intervals in brackets; one seed has none."
@@ -135,7 +135,7 @@ def compute(
             def told(now: int, total: int, what: str = what) -> None:
                 note(what, now, total, "")
 
-            with one_thread():
+            with terminations_interrupt(), one_thread():
                 piece = study.compute(options, part, seed, told)
             _write(folder, options, piece)
     except OSError as error:

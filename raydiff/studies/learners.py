@@ -35,23 +35,18 @@ PRESET = "{}/maze2d-umaze.yaml"
 
 
 def conditions(config: Config) -> Sequence[Condition]:
-    """Every learner with the settings of its own preset, which are those of a maze, or with general ones on other data;
-    all with as many updates."""
-    updates = config.learner.updates
-    common = {"generator.count": 0, "learner.updates": updates, "evaluation.every": max(1, updates // POINTS)}
-    given = config.data.dataset is not None
-    return [
-        Condition(
-            name,
-            label,
-            "",
-            {**common, **(ON_GIVEN_DATA | OWN.get(name, {}) if given else {})},
-            preset=PRESET.format(name),
-        )
-        for name, label in LEARNERS.items()
-    ]
+    """Every learner with the settings of its own preset, which are those of a maze, or with general ones on other data."""
+    data = {name: ON_GIVEN_DATA | OWN.get(name, {}) for name in LEARNERS} if config.data.dataset is not None else {}
+    found = []
+    for name, label in LEARNERS.items():
+        updates = round(config.learner.updates * STAGED.get(name, 1.0))
+        own = {"generator.count": 0, "learner.updates": updates, "evaluation.every": max(1, updates // POINTS)}
+        found.append(Condition(name, label, "", {**own, **data.get(name, {})}, preset=PRESET.format(name)))
+    return found
 
 
+STAGED = {"swg": 2.0, "aepo": 2.5, "qgpo": 1.6}
+"""Those that train one network after the other have as many times the updates, so that critics have as many as all."""
 ON_GIVEN_DATA: dict[str, Any] = {"data.reward_normalization": "return_range"}
 OWN: dict[str, dict[str, Any]] = {
     "cql": {"learner.cql.lagrange": False},

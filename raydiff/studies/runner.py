@@ -92,7 +92,7 @@ def execute(
     """
     pending = [job for job in jobs if on_existing == "overwrite" or not job.finished]
     board = _Board(len(jobs), len(jobs) - len(pending), runtime, at_once if runtime == "local" else 1)
-    with _terminations_interrupt():
+    with terminations_interrupt():
         try:
             while pending or board.children:
                 board.fill(pending)
@@ -235,7 +235,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _terminations_interrupt() -> Iterator[None]:
+def terminations_interrupt() -> Iterator[None]:
     """Inside, SIGTERM is Ctrl-C, so that no run is left behind. Only the main thread may set that."""
     if threading.current_thread() is not threading.main_thread():
         yield

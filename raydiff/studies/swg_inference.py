@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from pydantic import Field
 
 from raydiff.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicySpec, pack_diffusion_policy
 from raydiff.agents.noise_network import NetworkSpec, NoiseNetwork
 from raydiff.diffusion.vp import Solver
-from raydiff.figures import new_figure, style
+from raydiff.figures import new_figure, style, thousands
 from raydiff.section import Section
 from raydiff.seeds import key_seed
 from raydiff.studies.computed import Computed, Line, Piece, Told
@@ -74,7 +74,7 @@ def compute(options: InferenceOptions, part: str, seed: int, told: Told) -> Piec
         single, batch = (1e3 * float(np.median(spent[place, n][WARM_UP:])) for n in (1, options.batch))
         values = {"parameters": float(len(policy.noise_network.flat)), "single_ms": single, "batch_ms": batch}
         name = f"{part}-{size}-{kind.replace(', ', '-').replace(' ', '-')}"
-        label = f"width {size}" if part == "width" else f"{size} {AXES[part]}"
+        label = f"width {size}" if part == "width" else f"{AXES[part]}: {size}"
         lines.append(Line(name, label, f"{part}, {kind}", values, float(size)))
     return Piece(part, seed, lines, facts={"measured on": _machine(options.device), "torch": torch.__version__})
 
@@ -187,6 +187,9 @@ def draw(results: Results, pieces: Sequence[Piece]) -> Figure | None:
                 axes.xaxis.set_major_formatter(ScalarFormatter())
                 axes.xaxis.set_minor_formatter(NullFormatter())
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axes.yaxis.set_major_formatter(FuncFormatter(thousands))
+                axes.yaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.set_ylim(bottom=0)
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))

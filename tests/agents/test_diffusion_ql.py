@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from raydiff.agents.diffusion_ql import DiffusionQL, clip_norm
+from raydiff.agents.diffusion_ql import DiffusionQL
 from raydiff.agents.policy import Policy
 from raydiff.agents.registry import build_agent
 from raydiff.config_learner import DiffusionQLConfig, LearnerConfig
@@ -234,8 +234,6 @@ def test_gradients_are_clipped_to_their_norm() -> None:
     assert norms[1e-3] == pytest.approx([1e-3, 1e-3], rel=1e-4)
     assert norms[1e3] == pytest.approx(norms[None], rel=1e-6)
     assert min(norms[None]) > 0.1
-    torch.testing.assert_close(clip_norm(2.0)(torch.tensor([3.0, 4.0])), torch.tensor([1.2, 1.6]))
-    assert torch.equal(clip_norm(2.0)(torch.zeros(2)), torch.zeros(2))
 
 
 def test_rates_fall_where_a_cosine_is_asked_for() -> None:

@@ -45,6 +45,7 @@ def test_mish_critics_equal_plain_layers() -> None:
             signal = nn.functional.mish(signal) if index < 2 else signal
         torch.testing.assert_close(output[head], signal, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(twin.head(head, x), signal, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(twin.drawn(torch.tensor([head]), x), signal, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         torch.testing.assert_close(twin(x), output.detach(), rtol=0, atol=0)
 

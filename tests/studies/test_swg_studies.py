@@ -59,13 +59,11 @@ def test_toys(tmp_path: Path) -> None:
         values = condition["runs"][0]
         for measure in ("variation", "variation_perfect", "variation_exact", "outside"):
             assert 0 <= values[measure] <= 1
-        # An untrained network is nowhere, perfect predictions in five steps are near, exact samples nearer on the whole.
-        assert values["distance"] > 3 * values["distance_perfect"]
-        assert values["outside"] > 0.9
-    exact, perfect = (
-        sum(c["runs"][0][f"distance_{kind}"] for c in found["conditions"]) for kind in ("exact", "perfect")
+        assert values["outside"] > 0.3
+    learnt, perfect, exact = (
+        sum(c["runs"][0][f"distance{kind}"] for c in found["conditions"]) for kind in ("", "_perfect", "_exact")
     )
-    assert exact < perfect
+    assert exact < perfect < learnt, "five steps are few, and an untrained network knows nothing"
     assert len(found["findings"]) == 2 * len(TOYS)
 
 
