@@ -24,6 +24,7 @@ class IQLConfig(Section):
     expectile: float = Field(0.7, gt=0, lt=1, description="tau of the value regression.")
     beta: float = Field(3.0, ge=0, description="Inverse temperature of the advantage weights.")
     advantage_clip: float = Field(100.0, gt=0, description="Largest advantage weight.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the actor's hidden layers, in training only.")
     log_std_min: float = Field(-5.0, description="Smallest log standard deviation of the actor.")
     log_std_max: float = Field(2.0, description="Largest log standard deviation of the actor.")
 
@@ -230,6 +231,7 @@ class LearnerConfig(Section):
         "float32", description="Of matrix products in actor and critics; weights and sums are float32 (TD3+BC, IQL)."
     )
     compile: bool = Field(False, description="Compile the update; takes tens of seconds at the start.")
+    cuda_graph: bool = Field(False, description="Record the update as CUDA graphs (TD3+BC, IQL; on a GPU).")
     batch_seeds: Literal["auto", "on", "off"] = Field(
         "auto", description="Several seeds as one batched network (TD3+BC, IQL), or in turn; auto: on GPUs."
     )
@@ -239,10 +241,12 @@ class LearnerConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> LearnerConfig:
-        for name, value in (("precision", "bfloat16"), ("batch_seeds", "on")):
+        for name, value in (("precision", "bfloat16"), ("batch_seeds", "on"), ("cuda_graph", True)):
             if getattr(self, name) == value and self.algorithm not in BATCHED:
                 able = " and ".join(BATCHED)
                 raise ValueError(f"learner.{name}={value} is there for {able}, not for {self.algorithm}: leave it out")
+        if self.cuda_graph and not self.device.startswith("cuda"):
+            raise ValueError(f"learner.cuda_graph wants a GPU, and learner.device is {self.device}: set it to cuda")
         return self
 
     @property

@@ -11,6 +11,7 @@ before, as the benchmark's other contestants have theirs.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -35,7 +36,7 @@ VMAP = False
 
 def perceptron(key: jax.Array, sizes: tuple[int, ...]) -> Layers:
     layers = []
-    for number, (fan_in, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for number, (fan_in, out) in enumerate(itertools.pairwise(sizes)):
         left, right = jax.random.split(jax.random.fold_in(key, number))
         bound = fan_in**-0.5
         weight = jax.random.uniform(left, (fan_in, out), minval=-bound, maxval=bound)

@@ -16,10 +16,10 @@ VARIANTS = 64
 method, each of two critics drawn at random."""
 
 
-def compiled(update: Update, backend: str = "inductor") -> Update:
-    """``update`` compiled when it is first called, which takes tens of seconds on a CPU, and again for each kind of
-    update. Where it draws from its own random streams it is left and entered again: draws are those of the plain
-    update, results equal up to the order of sums.
+def compiled(update: Callable[..., dict[str, Tensor]], backend: str = "inductor") -> Callable[..., dict[str, Tensor]]:
+    """``update``, or the part of it that is arithmetic on tensors, compiled when it is first called, which takes tens of
+    seconds on a CPU, and again for each kind of update. Where it draws from its own random streams it is left and
+    entered again: draws are those of the plain update, results equal up to the order of sums.
 
     This changes settings of the compiler for the whole process.
     """

@@ -13,6 +13,7 @@ from raydiff.agents.networks import Adam, soft_update
 from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.rates import actor_rate, cosine
+from raydiff.agents.streams import Streams
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
@@ -40,6 +41,7 @@ class IQL(OneStage):
         super().__init__(config, spec, observation_mean, observation_std, seed)
         self.options = config.iql
         self._build_networks()
+        self._dropout = Streams(self._origins, config.device)
 
     # ------------------------------------------------------------------------------------------------ networks
 
@@ -62,13 +64,24 @@ class IQL(OneStage):
         weight = torch.where(advantage < 0, 1 - self.options.expectile, self.options.expectile)
         return (weight * advantage.square()).mean(-1)
 
-    def actor_loss(self, observation: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
-        """Log likelihood of the data's actions, weighted by the exponential of their advantage ``[B]``."""
+    def actor_loss(self, observation: Tensor, action: Tensor, advantage: Tensor, kept: Sequence[Tensor] = ()) -> Tensor:
+        """Log likelihood of the data's actions, weighted by the exponential of their advantage ``[B]``. ``kept`` are
+        factors ``[B, width]`` on the hidden layers (dropout)."""
         weight = (self.options.beta * advantage).exp().clamp_max(self.options.advantage_clip)
         log_std = self._clamped_log_std()
-        deviation = (action - self.actor(observation).tanh()) * (-log_std).exp()
+        deviation = (action - self._actor_output(observation, kept).tanh()) * (-log_std).exp()
         log_likelihood = -(0.5 * deviation.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
         return -(weight * log_likelihood).mean(-1)
+
+    def _actor_output(self, observation: Tensor, kept: Sequence[Tensor]) -> Tensor:
+        """The mean before the tanh ``[B, A]``, hidden layers times ``kept``."""
+        if not kept:
+            return self.actor(observation)
+        *hidden, (weight, bias) = self.actor.views(self.actor.flat)
+        signal = observation
+        for (weights, biases), factor in zip(hidden, kept, strict=True):
+            signal = (signal @ weights.mT + biases).relu() * factor
+        return signal @ weight.mT + bias
 
     def critic_loss(self, value: Tensor, target: Tensor) -> Tensor:
         """Squared error of both critics ``[2, B]``: mean over the batch, summed over the two."""
@@ -77,8 +90,19 @@ class IQL(OneStage):
     # ------------------------------------------------------------------------------------------------ update
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
-        state_action = torch.cat([observation, batch.action], -1)
+        """A step of the value, then of the actor and the critics with the new value, and one of the targets."""
+        kept = self._draw_kept(batch.observation) if self.options.dropout else []
+        self._anneal_as_published()
+        self.updates += 1
+        return self.program(*batch[:5], *kept)
+
+    def _step(
+        self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, terminal: Tensor,
+        *kept: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """All of an update that is arithmetic on tensors."""
+        observation, next_observation = self._normalize(observation), self._normalize(next_observation)
+        state_action = torch.cat([observation, action], -1)
         with torch.no_grad():
             estimate = self.critic_target(state_action).squeeze(-1).amin(0)
         value_loss = self.update_value(observation, estimate)
@@ -87,16 +111,13 @@ class IQL(OneStage):
             values = self.value(torch.cat([observation, next_observation], -2)).squeeze(-1)
             value, next_value = values.chunk(2, -1)
         advantage = estimate - value
-        actor_loss = self.actor_loss(observation, batch.action, advantage)
-        self._anneal_as_published()
+        actor_loss = self.actor_loss(observation, action, advantage, kept)
         self.actor_optimizer.minimize(actor_loss.sum())
 
-        target = batch.reward + self.config.discount * (1 - batch.terminal) * next_value
+        target = reward + self.config.discount * (1 - terminal) * next_value
         critic_loss = self.critic_loss(self.critic(state_action).squeeze(-1), target)
         self.critic_optimizer.minimize(critic_loss.sum())
         soft_update(self.critic_target, self.critic, self.config.tau)
-
-        self.updates += 1
         return {
             "critic_loss": critic_loss.detach(),
             "value": value.mean(-1),
@@ -104,6 +125,12 @@ class IQL(OneStage):
             "actor_loss": actor_loss.detach(),
             "advantage": advantage.mean(-1),
         }
+
+    def _draw_kept(self, observation: Tensor) -> list[Tensor]:
+        """Which hidden units of the actor stay, scaled up for those that do not."""
+        drop = self.options.dropout
+        rows = [torch.empty(*observation.shape[:-1], width, device=observation.device) for width in self.config.hidden]
+        return [(self._dropout.uniform_(row) >= drop) / (1 - drop) for row in rows]
 
     def update_value(self, observation: Tensor, estimate: Tensor) -> Tensor:
         """One step of the value network towards the expectile of ``estimate [B]`` at normalised observations."""
@@ -142,4 +169,5 @@ class IQL(OneStage):
             "critic_optimizer": self.critic_optimizer,
             "value": self.value,
             "value_optimizer": self.value_optimizer,
+            **({"dropout": self._dropout} if self.options.dropout else {}),
         }

@@ -6,7 +6,7 @@ single seed is the agent itself, without an axis for members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raydiff.agents.api import Agent, Stage
 from raydiff.agents.compiled import Update, compiled
+from raydiff.agents.cuda_graph import Graphed
 from raydiff.agents.one_stage import OneStage
 from raydiff.agents.registry import build_agent, build_batched
 from raydiff.config_learner import BATCHED, LearnerConfig
@@ -134,13 +135,23 @@ def build_members(
     """The configured learner once for each of ``seeds``, from which its weights are drawn; else as ``build_agent``. Its
     updates are compiled where ``config.compile`` asks."""
     rest = observation_size, action_size, observation_mean, observation_std
-    finish: Callable[[Update], Update] = compiled if config.compile else lambda update: update
     if len(seeds) > 1 and batches(config):
         batched = build_batched(config, *rest, seeds, publish_critic)
-        return Batched(batched, finish(batched.update))
+        return Batched(batched, _fast(batched, config))
     agents = [build_agent(config, *rest, seed, publish_critic) for seed in seeds]
-    updates = [finish(agent.update) for agent in agents]
+    updates = [_fast(agent, config) for agent in agents]
     return Single(agents[0], updates[0]) if len(seeds) == 1 else Looped(agents, updates)
+
+
+def _fast(agent: Agent | OneStage, config: LearnerConfig) -> Update:
+    """Its update, compiled or as CUDA graphs where the configuration asks: the program alone where it is apart."""
+    if not isinstance(agent, OneStage):
+        return compiled(agent.update) if config.compile else agent.update
+    if config.compile:
+        agent.program = compiled(agent.program)
+    if config.cuda_graph:
+        agent.program = Graphed(agent.program)
+    return agent.update
 
 
 def batches(config: LearnerConfig) -> bool:

@@ -151,11 +151,27 @@ class Adam:
     saved and restored."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float, epsilon: float = 1e-8) -> None:
-        self.parameters, self.learning_rate, self.epsilon = list(parameters), learning_rate, epsilon
+        self.parameters, self.epsilon = list(parameters), epsilon
+        device = self.parameters[0].device
+        # A tensor, so that a program which was compiled or recorded once goes on with later rates.
+        kind = torch.float64 if device.type == "cpu" else torch.float32  # as the fused kernels read it
+        self._rate = torch.tensor(learning_rate, dtype=kind, device=device)
+        self._learning_rate = learning_rate
         self.first_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         self.second_moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         self.steps = [torch.zeros((), device=parameter.device) for parameter in parameters]
-        self._decays = torch.tensor([[0.9, 1.0], [0.999, 1.0]], device=self.parameters[0].device)
+        self._decays = torch.tensor([[0.9, 1.0], [0.999, 1.0]], device=device)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        if value != self._learning_rate:
+            self._learning_rate = value
+            self._rate.fill_(value)
 
     def minimize(self, loss: Tensor, max_norm: float | None = None) -> None:
         """One step on ``loss``, with gradients for these parameters only, scaled down to the norm ``max_norm`` where
@@ -177,7 +193,7 @@ class Adam:
                 self.second_moments,
                 [],
                 self.steps,
-                lr=self.learning_rate,
+                lr=self._rate,
                 beta1=0.9,
                 beta2=0.999,
                 weight_decay=0.0,
@@ -193,7 +209,7 @@ class Adam:
             second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             # A product over an axis, so that the compiler works both powers out once and not for each parameter.
             powers = (self._decays ** self.steps[index]).prod(1)
-            scale = self.learning_rate / (1 - powers[0])
+            scale = self._rate / (1 - powers[0])
             root = (1 - powers[1]).rsqrt()
             self.parameters[index].sub_(first * scale / (second.sqrt() * root + self.epsilon))
 

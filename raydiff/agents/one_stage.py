@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,11 @@ from raydiff.types import Batch, PolicyBlob
 
 class OneStage(Resumable):
     """A learner with one stage, ``train``. Observations are normalised as ``(s - observation_mean) / observation_std``,
-    both ``[S]``. A sequence of seeds trains as many learners beside each other, where the class can."""
+    both ``[S]``. A sequence of seeds trains as many learners beside each other.
+
+    An update has two parts: what the host does (draws, learning rates, counters), and ``program``, which is arithmetic
+    on tensors alone, so that it can be compiled or kept as a CUDA graph.
+    """
 
     NAME = ""
 
@@ -38,6 +42,7 @@ class OneStage(Resumable):
         self._std = observation_std.to(config.device, torch.float32)
         self._metrics: dict[str, Tensor] = {}
         self.seeds = None if isinstance(seed, int) else len(seed)
+        self.program: Callable[..., dict[str, Tensor]] = self._step
         self._origins = [torch.Generator().manual_seed(one) for one in ([seed] if isinstance(seed, int) else seed)]
 
     def _network(self, sizes: Sequence[int], heads: int | None = None) -> MLP:
@@ -57,6 +62,10 @@ class OneStage(Resumable):
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """As ``api.Agent.update``; of several seeds on ``[N, B, ...]``, with metrics ``[N]``."""
+
+    @abstractmethod
+    def _step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What an update does on tensors alone: ``program`` is this, or what a compiler or a CUDA graph makes of it."""
 
     @abstractmethod
     def policy_blob(self, version: int, member: int | None = None) -> PolicyBlob:

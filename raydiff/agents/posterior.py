@@ -108,4 +108,4 @@ def interpolate(table: Tensor, t: Tensor) -> Tensor:
     position = (t - FIRST_TIME) * ((len(table) - 1) / (1.0 - FIRST_TIME))
     lower = position.floor().clamp(0, len(table) - 2)
     index = lower.long()
-    return torch.lerp(table[index], table[index + 1], (position - lower).to(table))
+    return torch.lerp(table[index], table[index + 1], (position - lower).clamp(0.0, 1.0).to(table))

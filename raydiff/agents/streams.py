@@ -19,11 +19,19 @@ class Streams:
 
     def normal_(self, values: Tensor, std: float) -> Tensor:
         """Overwrite ``values`` by normal noise: of one stream, or ``[N, ...]`` of N streams."""
-        if len(self.generators) == 1:
-            return values.normal_(0, std, generator=self.generators[0])
-        for part, generator in zip(values, self.generators, strict=True):
+        for part, generator in self._each(values):
             part.normal_(0, std, generator=generator)
         return values
+
+    def uniform_(self, values: Tensor) -> Tensor:
+        """Overwrite ``values`` by uniform draws from [0, 1), as ``normal_``."""
+        for part, generator in self._each(values):
+            part.uniform_(generator=generator)
+        return values
+
+    def _each(self, values: Tensor) -> zip[tuple[Tensor, torch.Generator]]:
+        parts = [values] if len(self.generators) == 1 else list(values)
+        return zip(parts, self.generators, strict=True)
 
     def get_state(self) -> Tensor:
         """State of the one stream ``[k]``, or of all ``[N, k]``, on the host."""

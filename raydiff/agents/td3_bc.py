@@ -85,39 +85,44 @@ class TD3BC(OneStage):
         noises = self._draw(batch.action, self.options.critic_steps if pgd else 1)
         self._anneal([self.actor_optimizer], [self.critic_optimizer])
         self.updates += 1
-        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
-        if pgd:
-            self._actor_step(observation, batch.action)
-            for noise in noises:
-                self._critic_step(observation, next_observation, batch, noise)
-            self._move_targets()
-        else:
-            self._critic_step(observation, next_observation, batch, noises[0])
-            if self.updates % self.options.policy_delay == 0:
-                self._actor_step(observation, batch.action)
-                self._move_targets()
+        actor = pgd or self.updates % self.options.policy_delay == 0
+        self._metrics |= self.program(*batch[:5], *noises, actor=actor)
         return dict(self._metrics)
 
-    @torch.compiler.disable  # from random streams: before all else, so that the rest is one program
     def _draw(self, action: Tensor, count: int) -> list[Tensor]:
         """Noise for the targets of ``count`` critic steps."""
         return [self._noise.normal_(torch.empty_like(action), self.options.policy_noise) for _ in range(count)]
 
-    def _critic_step(self, observation: Tensor, next_observation: Tensor, batch: Batch, noise: Tensor) -> None:
-        target = self.target_value(batch.reward, next_observation, batch.terminal, noise)
-        value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)
+    def _step(
+        self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, terminal: Tensor,
+        *noises: Tensor, actor: bool,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """All of an update that is arithmetic on tensors; ``actor``: with an actor step."""
+        observation, next_observation = self._normalize(observation), self._normalize(next_observation)
+        metrics: dict[str, Tensor] = {}
+        first = actor and self.options.order == "pgd"
+        if first:
+            metrics |= self._actor_step(observation, action)
+        for noise in noises:
+            target = self.target_value(reward, next_observation, terminal, noise)
+            metrics |= self._critic_step(torch.cat([observation, action], -1), target)
+        if actor and not first:
+            metrics |= self._actor_step(observation, action)
+        if actor:
+            soft_update(self.actor_target, self.actor, self.config.tau)
+            soft_update(self.critic_target, self.critic, self.config.tau)
+        return metrics
+
+    def _critic_step(self, state_action: Tensor, target: Tensor) -> dict[str, Tensor]:
+        value = self.critic(state_action).squeeze(-1)
         loss = self.critic_loss(value, target)
         self.critic_optimizer.minimize(loss.sum())
-        self._metrics |= {"critic_loss": loss.detach(), "value": value.detach().mean((0, -1))}
+        return {"critic_loss": loss.detach(), "value": value.detach().mean((0, -1))}
 
-    def _actor_step(self, observation: Tensor, action: Tensor) -> None:
+    def _actor_step(self, observation: Tensor, action: Tensor) -> dict[str, Tensor]:
         loss, cloning = self.actor_loss(observation, action)
         self.actor_optimizer.minimize(loss.sum())
-        self._metrics |= {"actor_loss": loss.detach(), "cloning_loss": cloning.detach()}
-
-    def _move_targets(self) -> None:
-        soft_update(self.actor_target, self.actor, self.config.tau)
-        soft_update(self.critic_target, self.critic, self.config.tau)
+        return {"actor_loss": loss.detach(), "cloning_loss": cloning.detach()}
 
     # ------------------------------------------------------------------------------------------------ policy
 

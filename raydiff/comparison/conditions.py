@@ -19,9 +19,8 @@ from raydiff.envs.registry import ALIASES
 from raydiff.figures import pretty
 from raydiff.metrics import Record
 
-_IGNORED = frozenset(
-    {"name", "output", "data.cache", "cluster.address", "cluster.wait", "cluster.timeout_s", "learner.seeds"}
-)
+_PLACE = ("name", "output", "arms_together", "data.cache", "cluster.address", "cluster.wait", "cluster.timeout_s")
+_IGNORED = frozenset([*_PLACE, "learner.seeds", "learner.batch_seeds"])
 _DATA = ("data.dataset", "data.file", "data.environment", "data.version", "data.level", "data.transitions")
 _GENERATION = (  # sections that act on synthetic data alone
     "audit.",

@@ -13,7 +13,6 @@ import torch
 
 from raydiff.config import Config
 from raydiff.data.rewards import learner_rewards
-from raydiff.errors import UserError
 from raydiff.replay.block import parts_of
 from raydiff.replay.mixture import Lag, Mixture, joint_chunk
 from raydiff.replay.table import Table
@@ -41,20 +40,13 @@ class Learner:
     """Trains on ``real`` transitions and on the blocks it ingests. ``ingest`` may run in a thread beside ``train``."""
 
     def __init__(self, config: Config, real: Transitions, learner_id: str) -> None:
-        """``real`` must know its next actions where ``config.learner.needs_next_action``. Raises ``UserError`` where
-        that learner is to learn from generated single transitions."""
+        """``real`` must know its next actions where ``config.learner.needs_next_action``."""
         self.config, self.learner_id = config, learner_id
         sizes = real.observation.shape[1], real.action.shape[1]
         self.recipe = Recipe(config, real.observation.mean(0), real.observation.std(0), sizes[1])
         self.agent = self.recipe.build()
         device, follow = config.learner.device, config.learner.needs_next_action
         limits = flow_limits(config)
-        if follow and limits.slots and config.rows < 3:
-            raise UserError(
-                f"learner.algorithm={config.learner.algorithm} needs the action that follows each transition, but "
-                f"generator.method={config.generator.method} makes single transitions here, which have none. Generate "
-                "trajectories of more rows, set learner.rebrac.critic_penalty=0, or set generator.count=0."
-            )
         self.real = Table.from_transitions(learner_rewards(real, config.data), device, follow)
         batch = config.learner.batch_size, config.replay.real_fraction
         self.mixtures, self.generators = list[Mixture](), list[torch.Generator]()

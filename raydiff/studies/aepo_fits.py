@@ -74,11 +74,8 @@ def energy(predict: Predict, posterior: Posterior, toy: Toy, x: Tensor, t: Tenso
 
 
 def closed_form(predict: Predict, posterior: Posterior, toy: Toy) -> Predict:
-    """Noise guided by the closed form itself. At the ends of its table a variance may be rounded below zero."""
-
-    def variance(t: Tensor) -> Tensor:
-        return posterior.variance(t).clamp_min(0.0)
-
+    """Noise guided by the closed form itself."""
+    variance = posterior.variance
     return closed_form_guide(predict, toy.slope, variance, VP_SCHEDULE, toy.beta, 1.0, mean=posterior.mean)
 
 

@@ -45,7 +45,7 @@ def conditions(config: Config) -> Sequence[Condition]:
     return found
 
 
-STAGED = {"swg": 2.0, "aepo": 2.5, "qgpo": 1.6}
+STAGED = {"aepo": 2.5, "qgpo": 1.6}
 """Those that train one network after the other have as many times the updates, so that critics have as many as all."""
 ON_GIVEN_DATA: dict[str, Any] = {"data.reward_normalization": "return_range"}
 OWN: dict[str, dict[str, Any]] = {

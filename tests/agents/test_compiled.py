@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raydiff.agents.compiled import compiled
+from raydiff.agents.one_stage import OneStage
 from raydiff.agents.registry import build_agent
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch
@@ -50,7 +51,11 @@ def batches(count: int) -> list[Batch]:
 
 def check(algorithm: str, backend: str, updates: int) -> None:
     plain, fast = learner(algorithm), learner(algorithm)
-    update = compiled(fast.update, backend)
+    update = fast.update
+    if isinstance(fast, OneStage):
+        fast.program = compiled(fast.program, backend)
+    else:
+        update = compiled(fast.update, backend)
     for batch in batches(updates):
         expected, found = plain.update(batch), update(batch)
         assert expected.keys() == found.keys()

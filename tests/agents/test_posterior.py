@@ -166,3 +166,12 @@ def test_an_empty_table_has_no_variance() -> None:
     posterior = PosteriorTable(CONTINUOUS, 2).posterior("calibrated")
     assert torch.equal(posterior.variances, torch.zeros(POINTS))
     assert torch.equal(posterior.centre, torch.zeros(2))
+
+
+def test_between_the_ends_of_a_table_nothing_is_extrapolated() -> None:
+    """Rounding must not turn a variance beside a clipped 0 negative."""
+    table = torch.zeros(POINTS)
+    table[1::2] = 1.0
+    times = torch.cat([torch.linspace(1e-3, 1.0, 4001), torch.nextafter(torch.ones(3), torch.zeros(3))])
+    found = interpolate(table, times)
+    assert 0.0 <= found.min() <= found.max() <= 1.0

@@ -133,7 +133,7 @@ def test_actor_and_targets_move_only_on_every_second_update() -> None:
 
 def test_terminal_rows_are_worth_their_reward() -> None:
     learner, data = agent(), batch(terminal=0.5)
-    target = learner.target_value(data.reward, data.next_observation, data.terminal)
+    target = learner.target_value(data.reward, data.next_observation, data.terminal, *learner._draw(data.action, 1))
     ended = data.terminal > 0
     assert 0 < ended.sum() < SIZE
     assert torch.equal(target[ended], data.reward[ended])
@@ -161,7 +161,7 @@ def test_actions_of_the_target_are_smoothed_and_clipped() -> None:
             return network(inputs)
 
         learner.critic_target = record  # type: ignore[assignment]
-        learner.target_value(data.reward, data.next_observation, data.terminal)
+        learner.target_value(data.reward, data.next_observation, data.terminal, *learner._draw(data.action, 1))
     difference = (seen[1] - seen[0]).abs()
     assert difference.max().item() == pytest.approx(0.3, abs=1e-6)
     assert (difference > 0.29).float().mean() > 0.9
