@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydiff.agents.expectile import expectile_loss
 from raydiff.agents.networks import Adam, soft_update
 from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
@@ -61,8 +62,7 @@ class IQL(OneStage):
 
     def value_loss(self, advantage: Tensor) -> Tensor:
         """Expectile regression on ``advantage [B]``, target value less estimate: mean of ``|tau - 1[u < 0]| u^2``."""
-        weight = torch.where(advantage < 0, 1 - self.options.expectile, self.options.expectile)
-        return (weight * advantage.square()).mean(-1)
+        return expectile_loss(advantage, self.options.expectile).mean(-1)
 
     def actor_loss(self, observation: Tensor, action: Tensor, advantage: Tensor, kept: Sequence[Tensor] = ()) -> Tensor:
         """Log likelihood of the data's actions, weighted by the exponential of their advantage ``[B]``. ``kept`` are

@@ -17,7 +17,10 @@ def mish(x: Tensor) -> Tensor:
     with one transcendental function: ``x h`` with ``h = 2 / (1 + s^2) - 1`` and ``s = sigmoid(-x)`` is the same."""
     if x.device.type != "cpu":
         return functional.mish(x)
-    return _Mish.apply(x)[0] if x.requires_grad else x * _gate(x)[0]
+    if x.requires_grad:
+        return _Mish.apply(x)[0]
+    s = x.neg().sigmoid_()
+    return s.mul_(s).add_(1).reciprocal_().mul_(2).sub_(1).mul_(x)
 
 
 class _Mish(torch.autograd.Function):
@@ -27,7 +30,8 @@ class _Mish(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        gate, s = _gate(x)
+        s = x.neg().sigmoid_()
+        gate = s.square().add_(1).reciprocal_().mul_(2).sub_(1)
         slope = torch.addcmul(x.new_ones(()), gate, gate, value=-1)
         slope = torch.addcmul(slope, slope, s, value=-1)
         return x * gate, torch.addcmul(gate, slope, x)
@@ -42,12 +46,6 @@ class _Mish(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         return gradient * slope
-
-
-def _gate(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``h`` and ``s`` of ``mish``."""
-    one, s = x.new_ones(()), x.neg().sigmoid_()
-    return torch.addcmul(one, s, s).reciprocal_().mul_(2).sub_(one), s
 
 
 class MishMLP(MLP):

@@ -57,7 +57,9 @@ def cells(lines: Sequence[str], learner: str, place: int = 0) -> list[str]:
     ]
 
 
-def test_every_learner_is_a_condition_on_the_maze_and_on_each_file_with_as_many_updates(tmp_path: Path) -> None:
+def test_every_learner_is_a_condition_on_the_maze_and_on_each_file_with_as_many_updates_of_critics(
+    tmp_path: Path,
+) -> None:
     assert list(LEARNERS) != sorted(LEARNERS)
     assert set(LEARNERS) == set(get_args(LearnerConfig.model_fields["algorithm"].annotation))
     _, jobs = plan(STUDY, "small", ["learner.updates=700"], 2, tmp_path, [f"/some/{HOPPER}.hdf5", "hopper-medium-v2"])
@@ -67,8 +69,9 @@ def test_every_learner_is_a_condition_on_the_maze_and_on_each_file_with_as_many_
     ]
     assert len(jobs) == 3 * len(LEARNERS) * 2
     assert {job.condition.group for job in jobs} == {MAZE, HOPPER, "hopper-medium-v2"}
-    assert {job.config.learner.updates for job in jobs} == {700}
-    assert {job.config.evaluation.every for job in jobs} == {70}
+    updates = {job.config.learner.algorithm: job.config.learner.updates for job in jobs}
+    assert updates == dict.fromkeys(LEARNERS, 700) | {"aepo": 1750, "qgpo": 1120}, "critics have as many in all"
+    assert all(job.config.evaluation.every == job.config.learner.updates // 10 for job in jobs)
     assert {job.config.generator.count for job in jobs} == {0}
     for job in jobs:
         assert job.name.startswith(f"{job.condition.group}-{job.config.learner.algorithm}/")
