@@ -171,7 +171,7 @@ class Adam:
     def learning_rate(self, value: float) -> None:
         if value != self._learning_rate:
             self._learning_rate = value
-            self._rate.fill_(value)
+            _put(self._rate, value)
 
     def minimize(self, loss: Tensor, max_norm: float | None = None) -> None:
         """One step on ``loss``, with gradients for these parameters only, scaled down to the norm ``max_norm`` where
@@ -217,6 +217,11 @@ class Adam:
         """The live state: two moments and a step count for each parameter."""
         groups = {"first_moment": self.first_moments, "second_moment": self.second_moments, "step": self.steps}
         return {f"{index}.{name}": tensor for name, group in groups.items() for index, tensor in enumerate(group)}
+
+
+@torch.compiler.disable  # a fill that is compiled with the step that reads the tensor would come too late
+def _put(tensor: Tensor, value: float) -> None:
+    tensor.fill_(value)
 
 
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -36,21 +36,34 @@ PRESET = "{}/maze2d-umaze.yaml"
 
 def conditions(config: Config) -> Sequence[Condition]:
     """Every learner with the settings of its own preset, which are those of a maze, or with general ones on other data."""
-    data = {name: ON_GIVEN_DATA | OWN.get(name, {}) for name in LEARNERS} if config.data.dataset is not None else {}
     found = []
     for name, label in LEARNERS.items():
         updates = round(config.learner.updates * STAGED.get(name, 1.0))
-        own = {"generator.count": 0, "learner.updates": updates, "evaluation.every": max(1, updates // POINTS)}
-        found.append(Condition(name, label, "", {**own, **data.get(name, {})}, preset=PRESET.format(name)))
+        settings: dict[str, Any] = {
+            "generator.count": 0,
+            "learner.updates": updates,
+            "evaluation.every": max(1, updates // POINTS),
+        }
+        if name == "swg":
+            settings["learner.swg.order"] = "joint"
+        if config.data.dataset is not None:
+            settings |= {"data.reward_normalization": "return_range", **OFF_THE_MAZE.get(name, {})}
+        found.append(Condition(name, label, "", settings, preset=PRESET.format(name)))
     return found
 
 
 STAGED = {"aepo": 2.5, "qgpo": 1.6}
 """Those that train one network after the other have as many times the updates, so that critics have as many as all."""
-ON_GIVEN_DATA: dict[str, Any] = {"data.reward_normalization": "return_range"}
-OWN: dict[str, dict[str, Any]] = {
-    "cql": {"learner.cql.lagrange": False},
+OFF_THE_MAZE: dict[str, dict[str, Any]] = {
     "rebrac": {"learner.rebrac.actor_penalty": 0.01, "learner.rebrac.critic_penalty": 0.01},
+    "cql": {"learner.cql.lagrange": False},
+    "swg": {"learner.swg.expectile": 0.7},
+    "aepo": {
+        "learner.learning_rate_schedule": "published",
+        "learner.aepo.expectile": 0.7,
+        "learner.aepo.guidance_scale": 1.0,
+    },
+    "qgpo": {"learner.qgpo.critic_beta": 1.0},
 }
 
 
@@ -246,10 +259,10 @@ def _named(row: Row) -> str:
 NOTE = (
     "Interquartile means over seeds (without the lowest and the highest quarter) with 95 % bootstrap intervals in "
     f"brackets, stratified by dataset; P(above {LEARNERS[REFERENCE]}) is the probability that a run ends above one of "
-    f"{LEARNERS[REFERENCE]}, ties by half; means have Student's intervals. Scores are those of the last policies. SWG, "
-    "AEPO and QGPO train in stages: until the last one their curves are those of a policy that is not trained (SWG) or "
-    "not guided yet (the behaviour). Milliseconds per update are means over the whole run, with what a stage computes as "
-    "it begins."
+    f"{LEARNERS[REFERENCE]}, ties by half; means have Student's intervals. Scores are those of the last policies. AEPO and "
+    "QGPO train one network after the other and have as many times the updates that critics have as many as all; until "
+    "the last stage their curves are the behaviour's. SWG trains its networks together. Milliseconds per update are means "
+    "over the whole run, with what a stage computes as it begins."
 )
 
 # What 80 runs (5 seeds on two datasets) of all learners take on two cores is then less than an hour.

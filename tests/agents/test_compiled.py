@@ -49,8 +49,11 @@ def batches(count: int) -> list[Batch]:
     ]  # fmt: skip
 
 
-def check(algorithm: str, backend: str, updates: int) -> None:
+def check(algorithm: str, backend: str, updates: int, start: int = 0) -> None:
+    """``start``: updates that count as done, for the rates and stages of later ones."""
     plain, fast = learner(algorithm), learner(algorithm)
+    for made in (plain, fast):
+        made.updates = start
     update = fast.update
     if isinstance(fast, OneStage):
         fast.program = compiled(fast.program, backend)
@@ -80,3 +83,9 @@ def test_compiled_updates_equal_plain_ones(algorithm: str) -> None:
 def test_other_learners_pass_the_compilers_front(algorithm: str) -> None:
     """Captured and differentiated as for a compilation; the graphs run as they are."""
     check(algorithm, "aot_eager", 2)
+
+
+@pytest.mark.timeout(120)
+def test_learning_rates_that_change_reach_a_compiled_step() -> None:
+    """SWG's behaviour stage sets its rate in the update itself, along a cosine."""
+    check("swg", "aot_eager", 3, start=70)
