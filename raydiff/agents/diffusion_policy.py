@@ -216,7 +216,7 @@ class DiffusionPolicy(Policy):
         spec = self.spec
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            return self.noise_network(x, t, state)
+            return self.noise_network(x, t, state, head_alone=spec.guidance == "weight")
 
         if spec.guidance == "weight":
             return weight_guide(predict, self.vp, spec.guidance_scale, spec.weight_floor)

@@ -48,5 +48,12 @@ class EnergyNetwork(NoiseNetwork):
         with torch.no_grad():
             self.flat[-hidden[-1] - 1 :] = 0.0
 
-    def forward(self, a_t: Tensor, t: Tensor, observation: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        return super().forward(a_t, t, observation, dropout).squeeze(-1)
+    def forward(
+        self,
+        a_t: Tensor,
+        t: Tensor,
+        observation: Tensor,
+        dropout: torch.Generator | None = None,
+        head_alone: bool = False,
+    ) -> Tensor:
+        return super().forward(a_t, t, observation, dropout, head_alone).squeeze(-1)

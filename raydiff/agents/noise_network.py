@@ -105,15 +105,23 @@ class NoiseNetwork(nn.Module):
         """Overwrite the weights with ``flat [P]``."""
         self.flat.copy_(flat)
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        """Dropout acts only where its generator is given: in training, never in sampling."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        dropout: torch.Generator | None = None,
+        head_alone: bool = False,
+    ) -> Tensor:
+        """Dropout acts only where its generator is given: in training, never in sampling. With ``head_alone`` the output
+        of the head, where there is one, is the only one that gradients pass: they end at its block."""
         parts = self.flat.split(self._counts)
         weights = iter([part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)])
         time = self._time(t, weights).expand(*x.shape[:-1], -1)
         condition = condition.expand(*x.shape[:-1], -1)
         if self.spec.kind == "mlp":
             return self._mlp(torch.cat([x, time, condition], -1), weights, dropout)
-        return self._residual(torch.cat([x, condition, time], -1), weights, dropout)
+        return self._residual(torch.cat([x, condition, time], -1), weights, dropout, head_alone)
 
     def _layout(self) -> Iterator[_Entry]:
         """The tensors in the order in which ``forward`` takes them."""
@@ -153,7 +161,9 @@ class NoiseNetwork(nn.Module):
             signal = self._drop(self._activate(_linear(signal, weights)), dropout)
         return _linear(signal, weights)
 
-    def _residual(self, signal: Tensor, weights: Iterator[Tensor], dropout: torch.Generator | None) -> Tensor:
+    def _residual(
+        self, signal: Tensor, weights: Iterator[Tensor], dropout: torch.Generator | None, head_alone: bool
+    ) -> Tensor:
         signal, last = _linear(signal, weights), None
         for block in range(1, len(self.spec.hidden) + 1):
             inner = self._drop(signal, dropout)
@@ -161,6 +171,7 @@ class NoiseNetwork(nn.Module):
             signal = signal + _linear(self._activate(_linear(inner, weights)), weights)
             if block == self.spec.head:
                 last = _linear(self._activate(_linear(signal, weights)), weights)
+                signal = signal.detach() if head_alone else signal
         output = _linear(self._activate(signal), weights)
         return output if last is None else torch.cat([output, last], -1)
 

@@ -177,3 +177,20 @@ def test_several_networks_run_as_one(spec: NetworkSpec) -> None:
 def test_impossible_networks_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network(MLP_SPEC.model_copy(update=change))
+
+
+def test_gradients_of_the_head_alone_end_at_its_block() -> None:
+    """The outputs stay the same, the head's gradient too, and what lies behind its block gets none."""
+    net, (x, t, state) = network(RESIDUAL_SPEC), inputs(RESIDUAL_SPEC)
+    outputs, gradients = [], []
+    for alone in (False, True):
+        leaf = x.clone().requires_grad_()
+        output = net(leaf, t, state, head_alone=alone)
+        outputs.append(output)
+        (own,) = torch.autograd.grad(output[:, -1].sum(), leaf, retain_graph=True)
+        (rest,) = torch.autograd.grad(output[:, :-1].sum(), leaf)
+        gradients.append((own, rest))
+    assert torch.equal(*outputs)
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert gradients[0][1].abs().max() > 0
+    assert not gradients[1][1].any()
