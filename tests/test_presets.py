@@ -175,7 +175,9 @@ def test_sections_are_small_frozen_and_strict() -> None:
     found = sections()
     assert len(found) > 10
     for section in found:
-        assert len(section.model_fields) <= 25, section.__name__
+        # Settings of its own: a section within it is looked at by itself.
+        own = [field for field in section.model_fields.values() if not isinstance(field.default, BaseModel)]
+        assert len(own) <= 25, section.__name__
         assert all(field.description for field in section.model_fields.values()), section.__name__
         assert section.model_config["frozen"]
         assert section.model_config["extra"] == "forbid"
