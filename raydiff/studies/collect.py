@@ -34,7 +34,7 @@ def gather(study: Study, base: Config, jobs: Sequence[Job], failures: Mapping[st
         study.title,
         sorted(rows, key=lambda row: order.index(row.group)),
         _facts(study, base, jobs, rows),
-        _learner(base),
+        {} if study.across else _learner(base),
     )
 
 

@@ -129,11 +129,18 @@ def test_a_learner_that_was_not_run_has_a_line_and_no_figures() -> None:
 def test_findings_name_the_ends_and_who_is_told_apart() -> None:
     lines = findings(results())
     assert f"{MAZE}: highest IQL at {cells(table(results()), 'IQL')[2]}, lowest TD3+BC at 12.0 [10.7, 31.0]." in lines
-    clear = Results("s", "t", [row("td3_bc", MAZE, LOW), row("iql", MAZE, [90.0, 91.0]), row("cql", MAZE, [1.0, 2.0])])
+    rows = [
+        row("td3_bc", MAZE, LOW),
+        row("iql", MAZE, [90.0, 91.0, 92.0, 93.0]),
+        row("cql", MAZE, [1.0, 2.0, 3.0, 4.0]),
+    ]
+    clear = Results("s", "t", rows)
     lines = findings(clear)
     assert any(line.startswith(f"{MAZE}: IQL ends above TD3+BC") for line in lines)
     assert any(line.startswith(f"{MAZE}: CQL ends below TD3+BC") for line in lines)
-    assert f"{MAZE}: not above the data's own score of 10.0: CQL at 1.5 [1.0, 2.0]." in lines
+    assert f"{MAZE}: not above the data's own score of 10.0: CQL at 2.5 [1.0, 4.0]." in lines
+    few = Results("s", "t", [row("td3_bc", MAZE, LOW), row("iql", MAZE, [90.0, 91.0])])
+    assert not any("ends above" in line for line in findings(few)), "two seeds prove nothing"
 
 
 def test_curves_are_interquartile_means_over_seeds_with_their_intervals() -> None:
