@@ -18,7 +18,7 @@ from raydiff.agents.networks import Adam
 from raydiff.agents.noise_network import NetworkSpec, NoiseNetwork
 from raydiff.agents.posterior import PosteriorTable
 from raydiff.agents.rates import cosine
-from raydiff.agents.state import load_parts, save_parts
+from raydiff.agents.state import Resumable
 from raydiff.agents.value_critics import ValueCritics
 from raydiff.config_learner import LearnerConfig
 from raydiff.diffusion.vp import VP, add_noise, noise_loss, sample
@@ -27,7 +27,7 @@ from raydiff.types import Batch, PolicyBlob
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class AEPO:
+class AEPO(Resumable):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``.
 
     Stages: ``behaviour``, a diffusion model of the data's actions; ``critic``; ``posterior``, which only counts: each
@@ -240,11 +240,9 @@ class AEPO:
 
     # ------------------------------------------------------------------------------------------------ state
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return save_parts(self._parts(), self.updates)
-
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.updates = load_parts(self._parts(), state)
+        """As ``api.Agent.load_state_dict``. Support actions are not saved: they follow from the rest and the table."""
+        super().load_state_dict(state)
         self._store_support()
 
     def _parts(self) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydiff.agents.api import Stage
 from raydiff.agents.initial_weights import start_orthogonal
 from raydiff.agents.networks import MLP, Adam, soft_update
+from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
-from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import Resumable
+from raydiff.agents.rates import actor_rate
 from raydiff.agents.tanh_policy import mean_and_log_std, squash
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
@@ -23,8 +22,10 @@ from raydiff.types import Batch, PolicyBlob
 LARGEST_MULTIPLIER = 1e6
 
 
-class CQL(Resumable):
+class CQL(OneStage):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+
+    NAME = "CQL"
 
     def __init__(
         self,
@@ -35,24 +36,13 @@ class CQL(Resumable):
         observation_std: Tensor,
         seed: int,
     ) -> None:
-        self.config, self.options = config, config.cql
+        super().__init__(config, observation_mean, observation_std, seed)
+        self.options = config.cql
         self.spec = PolicySpec(
             kind="tanh_gaussian", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        self.updates, self.publish_critic = 0, False
-        self._mean = observation_mean.to(config.device, torch.float32)
-        self._std = observation_std.to(config.device, torch.float32)
-        generator = torch.Generator().manual_seed(seed)
-        self._build_networks(generator)
-        self._noise = torch.Generator(config.device)
-        self._noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-
-    def stages(self) -> list[Stage]:
-        return [Stage("train", self.config.updates)]
-
-    def begin_stage(self, name: str, table: Any) -> None:
-        if name != "train":
-            raise ValueError(f"CQL has one stage, train; {name} was begun")
+        self._build_networks(self._origins[0])
+        self._noise = self._noise_stream()
 
     # ------------------------------------------------------------------------------------------------ networks
 
@@ -137,9 +127,8 @@ class CQL(Resumable):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of everything. All losses are those of the networks as they were before it, as published."""
-        observation = (batch.observation - self._mean) / self._std
-        next_observation = (batch.next_observation - self._mean) / self._std
-        self._anneal()
+        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
+        self._anneal([self.actor_optimizer, self.entropy_optimizer], [self.critic_optimizer, self.multiplier_optimizer])
         output = self.actor(observation)
         with torch.no_grad():
             next_output = self.actor(next_observation)
@@ -184,16 +173,6 @@ class CQL(Resumable):
     def _normal(self, count: int, like: Tensor) -> Tensor:
         """Standard normal noise ``[count, B, A]``."""
         return like.new_empty(count, *like.shape).normal_(generator=self._noise)
-
-    def _anneal(self) -> None:
-        """All learning rates fall to zero along a cosine where that is asked; published ones are constant."""
-        if self.config.learning_rate_schedule != "cosine":
-            return
-        share = self.updates / self.config.updates
-        for optimizer in (self.actor_optimizer, self.entropy_optimizer):
-            optimizer.learning_rate = cosine(actor_rate(self.config), share)
-        for optimizer in (self.critic_optimizer, self.multiplier_optimizer):
-            optimizer.learning_rate = cosine(self.config.learning_rate, share)
 
     # ------------------------------------------------------------------------------------------------ policy
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydiff.agents.api import Stage
 from raydiff.agents.diffusion_policy import DiffusionPolicySpec, clip_denoised, pack_diffusion_policy
 from raydiff.agents.mish import MishMLP
 from raydiff.agents.networks import Adam, soft_update
 from raydiff.agents.noise_network import NetworkSpec, NoiseNetwork
-from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import Resumable
+from raydiff.agents.one_stage import OneStage
+from raydiff.agents.rates import actor_rate
 from raydiff.config_learner import LearnerConfig
 from raydiff.diffusion.vp import VP, add_noise, sample
 from raydiff.types import Batch, PolicyBlob
@@ -25,8 +24,10 @@ from raydiff.types import Batch, PolicyBlob
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class DiffusionQL(Resumable):
+class DiffusionQL(OneStage):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+
+    NAME = "Diffusion-QL"
 
     def __init__(
         self,
@@ -37,7 +38,8 @@ class DiffusionQL(Resumable):
         observation_std: Tensor,
         seed: int,
     ) -> None:
-        self.config, self.options = config, config.diffusion_ql
+        super().__init__(config, observation_mean, observation_std, seed)
+        self.options = config.diffusion_ql
         self.vp = VP("discrete", self.options.levels)
         full = self.options.variant == "full"
         self.spec = DiffusionPolicySpec(
@@ -53,21 +55,9 @@ class DiffusionQL(Resumable):
             choice=self.options.choose,
             critic_activation="mish",
         )
-        self.updates, self.publish_critic = 0, False
-        self._mean = observation_mean.to(config.device, torch.float32)
-        self._std = observation_std.to(config.device, torch.float32)
         self._clip = clip_denoised(action_size)
-        generator = torch.Generator().manual_seed(seed)
-        self._build_networks(generator)
-        self._noise = torch.Generator(config.device)
-        self._noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-
-    def stages(self) -> list[Stage]:
-        return [Stage("train", self.config.updates)]
-
-    def begin_stage(self, name: str, table: Any) -> None:
-        if name != "train":
-            raise ValueError(f"Diffusion-QL has one stage, train; {name} was begun")
+        self._build_networks(self._origins[0])
+        self._noise = self._noise_stream()
 
     # ------------------------------------------------------------------------------------------------ networks
 
@@ -139,12 +129,8 @@ class DiffusionQL(Resumable):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A critic step, an actor step with the new critics, and the targets."""
-        observation = (batch.observation - self._mean) / self._std
-        next_observation = (batch.next_observation - self._mean) / self._std
-        if self.config.learning_rate_schedule == "cosine":
-            share = self.updates / self.config.updates
-            self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), share)
-            self.critic_optimizer.learning_rate = cosine(self.config.learning_rate, share)
+        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
+        self._anneal([self.actor_optimizer], [self.critic_optimizer])
 
         target = self.target_value(batch.reward, next_observation, batch.terminal)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydiff.agents.batchable import Batchable
 from raydiff.agents.expectile import expectile_loss
 from raydiff.agents.networks import Adam, soft_update
-from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.rates import actor_rate, cosine
 from raydiff.agents.streams import Streams
@@ -21,9 +21,8 @@ from raydiff.types import Batch, PolicyBlob
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class IQL(OneStage):
-    """Learner; several seeds beside each other where ``seed`` is a sequence. Batches are ``[N, B, ...]`` then, and
-    metrics ``[N]``."""
+class IQL(Batchable):
+    """Learner, for one seed or several."""
 
     NAME = "IQL"
 
@@ -36,10 +35,10 @@ class IQL(OneStage):
         observation_std: Tensor,
         seed: int | Sequence[int],
     ) -> None:
-        spec = PolicySpec(
+        super().__init__(config, observation_mean, observation_std, seed)
+        self.spec = PolicySpec(
             kind="gaussian", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        super().__init__(config, spec, observation_mean, observation_std, seed)
         self.options = config.iql
         self._build_networks()
         self._dropout = Streams(self._origins, config.device)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from raydiff.agents.api import Agent, Stage
+from raydiff.agents.batchable import Batchable
 from raydiff.agents.compiled import Update, compiled
 from raydiff.agents.cuda_graph import Graphed
-from raydiff.agents.one_stage import OneStage
-from raydiff.agents.registry import build_agent, build_batched
+from raydiff.agents.registry import build_agent
 from raydiff.config_learner import BATCHED, LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
@@ -68,7 +68,7 @@ class Batched:
     """One learner whose parameters have a row for each seed: what fills a GPU. Its sums come in another order than
     those of separate runs, so that it equals them up to rounding."""
 
-    def __init__(self, agent: OneStage, update: Update) -> None:
+    def __init__(self, agent: Batchable, update: Update) -> None:
         self.agent, self.update = agent, update
         self.stages, self.begin_stage = agent.stages, agent.begin_stage
         self.state_dict, self.load_state_dict = agent.state_dict, agent.load_state_dict
@@ -133,19 +133,20 @@ def build_members(
     publish_critic: bool = False,
 ) -> Members:
     """The configured learner once for each of ``seeds``, from which its weights are drawn; else as ``build_agent``. Its
-    updates are compiled where ``config.compile`` asks."""
+    updates are compiled, or recorded as CUDA graphs, where the configuration asks."""
     rest = observation_size, action_size, observation_mean, observation_std
     if len(seeds) > 1 and batches(config):
-        batched = build_batched(config, *rest, seeds, publish_critic)
+        batched = build_agent(config, *rest, seeds, publish_critic)
+        assert isinstance(batched, Batchable), config.algorithm
         return Batched(batched, _fast(batched, config))
     agents = [build_agent(config, *rest, seed, publish_critic) for seed in seeds]
     updates = [_fast(agent, config) for agent in agents]
     return Single(agents[0], updates[0]) if len(seeds) == 1 else Looped(agents, updates)
 
 
-def _fast(agent: Agent | OneStage, config: LearnerConfig) -> Update:
+def _fast(agent: Agent, config: LearnerConfig) -> Update:
     """Its update, compiled or as CUDA graphs where the configuration asks: the program alone where it is apart."""
-    if not isinstance(agent, OneStage):
+    if not isinstance(agent, Batchable):
         return compiled(agent.update) if config.compile else agent.update
     if config.compile:
         agent.program = compiled(agent.program)

@@ -13,7 +13,7 @@ from raydiff.agents.energy_network import TIME_SCALE, TIME_SIZE, EnergyNetwork
 from raydiff.agents.networks import MLP, Adam, soft_update
 from raydiff.agents.noise_network import NetworkSpec, NoiseNetwork
 from raydiff.agents.rates import cosine
-from raydiff.agents.state import load_parts, save_parts
+from raydiff.agents.state import Resumable
 from raydiff.agents.support_actions import SupportActions
 from raydiff.config_learner import LearnerConfig
 from raydiff.diffusion.vp import VP, add_noise, noise_loss, sample
@@ -44,7 +44,7 @@ def label_entropy(value: Tensor, beta: float) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class QGPO:
+class QGPO(Resumable):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``.
 
     Two stages. ``behaviour``: a diffusion model of the data's actions. ``critic``: twin critics by softmax Q-learning
@@ -254,12 +254,9 @@ class QGPO:
 
     # ------------------------------------------------------------------------------------------------ state
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Without the support actions, which follow from the rest and the table of the stage."""
-        return save_parts(self._parts(), self.updates)
-
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.updates = load_parts(self._parts(), state)
+        """As ``api.Agent.load_state_dict``. Support actions are not saved: they follow from the rest and the table."""
+        super().load_state_dict(state)
         self._store_support()
 
     def _parts(self) -> dict[str, Any]:

@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydiff.agents.api import Stage
 from raydiff.agents.initial_weights import start_small
 from raydiff.agents.layer_norm_mlp import LayerNormMLP
 from raydiff.agents.networks import MLP, Adam, soft_update
+from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
-from raydiff.agents.rates import actor_rate, cosine
-from raydiff.agents.state import Resumable
+from raydiff.agents.rates import actor_rate
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch, PolicyBlob
 
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class ReBRAC(Resumable):
+class ReBRAC(OneStage):
     """Learner. Observations are normalised as ``(s - observation_mean) / observation_std``, both ``[S]``."""
+
+    NAME = "ReBRAC"
 
     def __init__(
         self,
@@ -33,7 +34,8 @@ class ReBRAC(Resumable):
         observation_std: Tensor,
         seed: int,
     ) -> None:
-        self.config, self.options = config, config.rebrac
+        super().__init__(config, observation_mean, observation_std, seed)
+        self.options = config.rebrac
         self.spec = PolicySpec(
             kind="deterministic",
             observation_size=observation_size,
@@ -41,21 +43,8 @@ class ReBRAC(Resumable):
             hidden=config.hidden,
             critic_layer_norm=True,
         )
-        self.updates, self.publish_critic = 0, False
-        self._mean = observation_mean.to(config.device, torch.float32)
-        self._std = observation_std.to(config.device, torch.float32)
-        self._metrics: dict[str, Tensor] = {}
-        generator = torch.Generator().manual_seed(seed)
-        self._build_networks(generator)
-        self._noise = torch.Generator(config.device)
-        self._noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-
-    def stages(self) -> list[Stage]:
-        return [Stage("train", self.config.updates)]
-
-    def begin_stage(self, name: str, table: Any) -> None:
-        if name != "train":
-            raise ValueError(f"ReBRAC has one stage, train; {name} was begun")
+        self._build_networks(self._origins[0])
+        self._noise = self._noise_stream()
 
     # ------------------------------------------------------------------------------------------------ networks
 
@@ -106,12 +95,8 @@ class ReBRAC(Resumable):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A critic step, and at every ``policy_delay``-th update an actor step and the targets."""
-        observation = (batch.observation - self._mean) / self._std
-        next_observation = (batch.next_observation - self._mean) / self._std
-        if self.config.learning_rate_schedule == "cosine":
-            share = self.updates / self.config.updates
-            self.actor_optimizer.learning_rate = cosine(actor_rate(self.config), share)
-            self.critic_optimizer.learning_rate = cosine(self.config.learning_rate, share)
+        observation, next_observation = self._normalize(batch.observation), self._normalize(batch.next_observation)
+        self._anneal([self.actor_optimizer], [self.critic_optimizer])
         self.updates += 1
         target = self.target_value(batch.reward, next_observation, batch.terminal, batch.next_action)
         value = self.critic(torch.cat([observation, batch.action], -1)).squeeze(-1)

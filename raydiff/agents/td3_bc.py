@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydiff.agents.batchable import Batchable
 from raydiff.agents.networks import Adam, soft_update
-from raydiff.agents.one_stage import OneStage
 from raydiff.agents.policy import PolicySpec, pack_policy
 from raydiff.agents.rates import actor_rate
 from raydiff.agents.streams import Streams
@@ -19,9 +19,8 @@ from raydiff.types import Batch, PolicyBlob
 # ---------------------------------------------------------------------------------------------------- config
 
 
-class TD3BC(OneStage):
-    """Learner; several seeds beside each other where ``seed`` is a sequence. Batches are ``[N, B, ...]`` then, and
-    metrics ``[N]``."""
+class TD3BC(Batchable):
+    """Learner, for one seed or several."""
 
     NAME = "TD3+BC"
 
@@ -34,10 +33,10 @@ class TD3BC(OneStage):
         observation_std: Tensor,
         seed: int | Sequence[int],
     ) -> None:
-        spec = PolicySpec(
+        super().__init__(config, observation_mean, observation_std, seed)
+        self.spec = PolicySpec(
             kind="deterministic", observation_size=observation_size, action_size=action_size, hidden=config.hidden
         )
-        super().__init__(config, spec, observation_mean, observation_std, seed)
         self.options = config.td3_bc
         self._build_networks()
         self._noise = Streams(self._origins, config.device)

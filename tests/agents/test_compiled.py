@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from raydiff.agents.batchable import Batchable
 from raydiff.agents.compiled import compiled
-from raydiff.agents.one_stage import OneStage
 from raydiff.agents.registry import build_agent
 from raydiff.config_learner import LearnerConfig
 from raydiff.types import Batch
@@ -55,7 +55,7 @@ def check(algorithm: str, backend: str, updates: int, start: int = 0) -> None:
     for made in (plain, fast):
         made.updates = start
     update = fast.update
-    if isinstance(fast, OneStage):
+    if isinstance(fast, Batchable):
         fast.program = compiled(fast.program, backend)
     else:
         update = compiled(fast.update, backend)
