@@ -22,6 +22,7 @@ from raydiff.types import Agreement
 
 RATE_WINDOW_S = 10.0
 LONG_WAIT_S = 10.0
+LONG_CHUNK_S = 30.0
 FILTERED = "trajectories: filtered"  # on purpose, by generator.filter
 DISCARD_WARNING = 0.2
 REAL_ONLY_WARNING = 0.5
@@ -76,6 +77,7 @@ class Recorder:
         self.waits: defaultdict[str, float] = defaultdict(float)
         self.waiting: tuple[str, float, float] | None = None  # cause, since, last said
         self.ticked = self.started
+        self.chunk: tuple[m.Train, float, float] | None = None  # what the learner does, since, when to say so
         self.warned = self.warned_of_shortage = False
         self.provenance: list[dict[str, Any]] = []
 
@@ -105,8 +107,10 @@ class Recorder:
         self._warn(conductor)
 
     def tick(self, conductor: Conductor) -> None:
-        """Account for waiting; a wait of over ten seconds is said aloud, and again every ten seconds."""
+        """Account for waiting; a wait of over ten seconds is said aloud, and again every ten seconds. So is a chunk of
+        updates that takes over thirty, again whenever its time has doubled."""
         now = time.monotonic()
+        self._watch_chunk(conductor, now)
         why, elapsed, self.ticked = conductor.why_learner_waits(), now - self.ticked, now
         if why is None:
             self.waiting = None
@@ -118,6 +122,20 @@ class Recorder:
         elif now - self.waiting[2] > LONG_WAIT_S:
             self.waiting = (cause, self.waiting[1], now)
             self.message(f"{self.arm}: the learner has waited {now - self.waiting[1]:.0f} s: {sentence}")
+
+    def _watch_chunk(self, conductor: Conductor, now: float) -> None:
+        """Some chunks are far longer than others: the first of a stage may prepare what the later ones look up."""
+        chunk = next((call for call in conductor.in_flight.values() if isinstance(call, m.Train)), None)
+        if chunk is None or self.chunk is None or chunk != self.chunk[0]:
+            self.chunk = None if chunk is None else (chunk, now, now + LONG_CHUNK_S)
+            return
+        _, since, due = self.chunk
+        if now >= due:
+            self.chunk = (chunk, since, since + 2 * (now - since))
+            self.message(
+                f"{self.arm}: the learner has worked for {now - since:.0f} s on its next {chunk.updates:,} updates "
+                f"({conductor.update:,} of {conductor.config.learner.updates:,} are done)"
+            )
 
     def status(self, conductor: Conductor) -> Status:
         """The row of the status table."""

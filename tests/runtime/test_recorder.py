@@ -92,3 +92,23 @@ def test_the_end_of_audits_is_said(tmp_path: Path) -> None:
             recorder.outcome(Outcome(m.WorkerGone(worker), worker=worker, facts={"cause": "killed"}), conductor)
     assert [line.endswith("given up") for line in said] == [True, False]
     assert said[1].endswith("given up, the last of its kind: audits stop here")
+
+
+def test_a_long_chunk_is_said_aloud_ever_more_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [1000.0], []
+    monkeypatch.setattr("raydiff.runtime.recorder.time.monotonic", lambda: clock[0])
+    conductor = Conductor(Config.model_validate({"generator": {"count": 0}, "learner": {"updates": 5000}}), "a")
+    with MetricsWriter(tmp_path) as writer:
+        recorder = Recorder(writer, "real_only", said.append)
+        train, *_ = [c for c in conductor.on(m.WorkerUp("learner/0")) if isinstance(c, m.Train)]
+        for second in range(150):
+            clock[0] = 1000.0 + second
+            recorder.tick(conductor)
+        assert [line.split(" s on")[0] for line in said] == [
+            f"real_only: the learner has worked for {seconds}" for seconds in (30, 60, 120)
+        ]
+        assert said[0].endswith(f"on its next {train.updates:,} updates (0 of 5,000 are done)")
+        conductor.on(m.Trained(train.call, train.updates))
+        clock[0] += 29
+        recorder.tick(conductor)  # the chunk after it is another one
+    assert len(said) == 3
