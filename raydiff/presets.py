@@ -23,6 +23,22 @@ from raydiff.config import Config
 from raydiff.errors import UserError
 from raydiff.tasks import Table, check_table, choose, settings_of, task_base
 
+GENERATION = (
+    "audit",
+    "denoiser",
+    "dydiff",
+    "dynamics",
+    "generator",
+    "guidance",
+    "refiner",
+    "replay",
+    "reward",
+    "rollout",
+    "sampler",
+    "schedule",
+)
+"""Sections that act on synthetic data alone."""
+
 _VARIANTS = ("scale", "task")  # keys of the command line that choose among what a preset offers
 
 
@@ -139,7 +155,20 @@ def _one_arm_per_seed(arms: Mapping[str, Any], where: str) -> dict[str, Any]:
 def arms_of(config: Config) -> dict[str, Config]:
     """The other arms of a run, by name, each with its whole configuration. Raises what ``derive`` raises."""
     others = {name: changes for name, changes in config.arms.items() if name != main_arm(config)}
-    return {name: derive(config, changes, f"arms.{name}") for name, changes in others.items()}
+    arms = {name: derive(config, changes, f"arms.{name}") for name, changes in others.items()}
+    return {name: arm for name, arm in arms.items() if not _repeats(config, arm)}
+
+
+def _repeats(config: Config, arm: Config) -> bool:
+    """Whether an arm on real data alone would be its run again, which has no synthetic data either."""
+    if config.generator.count or arm.generator.count:
+        return False
+    one, other = (_on_real_data(learner) for learner in (config, arm))
+    return one == other
+
+
+def _on_real_data(config: Config) -> dict[str, Any]:
+    return config.model_dump(exclude={"name", "output", "arms", "arms_together", *GENERATION})
 
 
 def together(config: Config) -> dict[str, Config]:

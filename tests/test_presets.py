@@ -150,6 +150,14 @@ def test_arms_of_a_preset_can_be_dropped(tmp_path: Path) -> None:
     assert load_config(path, ["arms={}"]).arms == {}
 
 
+def test_arms_that_would_be_their_run_again_are_left_out() -> None:
+    arms = ["arms.unguided.guidance.kind=none", "arms.cloning.learner.td3_bc.alpha=1", "arms.again.seed=1"]
+    assert list(arms_of(load_config(None, arms))) == ["unguided", "cloning", "again"]
+    assert list(arms_of(load_config(None, [*arms, "generator.count=0"]))) == ["cloning", "again"]
+    generating = ["arms.unguided.generator.count=2", "generator.count=0"]
+    assert list(arms_of(load_config(None, [*arms, *generating]))) == ["unguided", "cloning", "again"]
+
+
 @pytest.mark.parametrize("key", ["data.seed", "denoiser.length", "reward.steps"])
 def test_arms_share_data_and_models(key: str) -> None:
     with pytest.raises(UserError, match=rf"arms\.x changes {key.split('.')[0]}, but the arms of a run share"):

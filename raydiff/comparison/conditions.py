@@ -18,24 +18,12 @@ from raydiff.comparison.runs import MINARI, Run
 from raydiff.envs.registry import ALIASES
 from raydiff.figures import pretty
 from raydiff.metrics import Record
+from raydiff.presets import GENERATION
 
 _PLACE = ("name", "output", "arms_together", "data.cache", "cluster.address", "cluster.wait", "cluster.timeout_s")
 _IGNORED = frozenset([*_PLACE, "learner.seeds", "learner.batch_seeds"])
 _DATA = ("data.dataset", "data.file", "data.environment", "data.version", "data.level", "data.transitions")
-_GENERATION = (  # sections that act on synthetic data alone
-    "audit.",
-    "denoiser.",
-    "dydiff.",
-    "dynamics.",
-    "generator.",
-    "guidance.",
-    "refiner.",
-    "replay.",
-    "reward.",
-    "rollout.",
-    "sampler.",
-    "schedule.",
-)
+_GENERATION = tuple(f"{section}." for section in GENERATION)
 _LEADING = ("guided", "real_only")
 _MOST_IN_LABEL = 2  # settings that a label spells out before it falls back to the names of the runs
 

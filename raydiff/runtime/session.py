@@ -221,6 +221,8 @@ def train(config: Config, runtime: RuntimeName, on_existing: OnExisting, board: 
     arms = arms_of(config)
     for arm in (config, *arms.values()):
         Conductor(arm, "check")  # refuses limits that would stall
+    for name in (name for name in config.arms if name not in (*arms, main_arm(config))):
+        board.message(f"arm {name} is left out: without generators it would be this run again.")
     with venue(runtime, config, board.message) as cluster:
         return _train(config, arms, runtime, cluster, on_existing, board, begun)
 
