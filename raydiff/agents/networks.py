@@ -227,6 +227,9 @@ def _put(tensor: Tensor, value: float) -> None:
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.shape[-2] == 1 and not torch.compiler.is_compiling():  # a matrix library is slow at one column
         return (inputs * weight).sum(-1, keepdim=True).add_(bias)
+    if weight.ndim == 2 and torch.compiler.is_compiling():
+        # It turns a sum into addmm, which on a CPU first copies the bias into every row; a difference it fuses.
+        return inputs @ weight.mT - (-bias)
     if weight.ndim == 2:
         return torch.addmm(bias, inputs, weight.mT)
     return torch.baddbmm(bias, inputs.expand(len(weight), -1, -1), weight.mT)
