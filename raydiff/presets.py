@@ -163,8 +163,7 @@ def _repeats(config: Config, arm: Config) -> bool:
     """Whether an arm on real data alone would be its run again, which has no synthetic data either."""
     if config.generator.count or arm.generator.count:
         return False
-    one, other = (_on_real_data(learner) for learner in (config, arm))
-    return one == other
+    return _on_real_data(config) == _on_real_data(arm)
 
 
 def _on_real_data(config: Config) -> dict[str, Any]:
